@@ -1,0 +1,125 @@
+"""Checks at the border: arrays and parameters are refused here, with a message that says what to do."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Collection
+
+import numpy as np
+from art.estimators.classification.classifier import ClassifierMixin
+
+from art_fingerprint.exceptions import InvalidInputError
+
+
+def check_images(x: object, input_shape: tuple[int, ...], clip_values: object = None, name: str = "x") -> np.ndarray:
+    """Return ``x`` as a contiguous float32 array ``(n, *input_shape)``, or raise.
+
+    float64 is cast. Integer images are refused because nothing says how they are to be scaled. Values outside
+    ``clip_values`` give a warning.
+
+    :raises InvalidInputError: not an array, empty, wrong shape, integer, NaN or infinite.
+    """
+    if not isinstance(x, np.ndarray):
+        raise InvalidInputError(
+            f"`{name}` must be a NumPy array of shape (n, {', '.join(map(str, input_shape))}), got {type(x).__name__}."
+        )
+    if x.ndim != len(input_shape) + 1 or tuple(x.shape[1:]) != tuple(input_shape):
+        raise InvalidInputError(
+            f"`{name}` must have shape (n, {', '.join(map(str, input_shape))}), the classifier's input_shape after the "
+            f"sample axis, got {x.shape}."
+        )
+    if len(x) == 0:
+        raise InvalidInputError(f"`{name}` is empty; at least one sample is needed.")
+    if not np.issubdtype(x.dtype, np.floating):
+        raise InvalidInputError(
+            f"`{name}` has dtype {x.dtype}; float32 images in the classifier's clip_values are needed. Scale integer "
+            "images first, e.g. (x / 255).astype(np.float32)."
+        )
+    x = np.ascontiguousarray(x, dtype=np.float32)
+    bad = int((~np.isfinite(x)).sum())
+    if bad:
+        raise InvalidInputError(f"`{name}` has {bad} NaN or infinite values; remove or repair those samples.")
+    if clip_values is not None:
+        low, high = (np.asarray(v, dtype=np.float64) for v in clip_values)  # type: ignore[attr-defined]
+        if x.min() < low.min() - 1e-4 or x.max() > high.max() + 1e-4:
+            warnings.warn(
+                f"`{name}` ranges over [{x.min():.4g}, {x.max():.4g}], outside the classifier's clip_values "
+                f"({low.min():.4g}, {high.max():.4g}); it is used as it is.",
+                stacklevel=3,
+            )
+    return x
+
+
+def check_labels(y: object, n: int, nb_classes: int, name: str = "y") -> np.ndarray:
+    """Return labels as ``(n,)`` int64 indices; index labels, ``(n, 1)`` columns and one-hot rows are accepted.
+
+    :raises InvalidInputError: wrong length, soft or fractional labels, or an index outside ``0..nb_classes-1``.
+    """
+    labels = np.asarray(y)
+    if labels.shape[:1] != (n,):
+        raise InvalidInputError(f"`{name}` must have one label for each of the {n} samples, got shape {labels.shape}.")
+    if labels.ndim == 2 and labels.shape[1] == nb_classes and nb_classes > 1:
+        if not (((labels == 0) | (labels == 1)).all() and (labels.sum(1) == 1).all()):
+            raise InvalidInputError(f"`{name}` has two axes but its rows are not one-hot; pass class indices.")
+        labels = labels.argmax(1)
+    elif labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        raise InvalidInputError(f"`{name}` must have shape ({n},) or ({n}, {nb_classes}), got {labels.shape}.")
+    if not np.issubdtype(labels.dtype, np.integer):
+        if not np.issubdtype(labels.dtype, np.floating) or not (labels == np.floor(labels)).all():
+            raise InvalidInputError(f"`{name}` must hold class indices, got dtype {labels.dtype}.")
+    elif labels.dtype == np.uint64:
+        labels = labels.astype(np.int64)
+    labels = labels.astype(np.int64)
+    if labels.min() < 0 or labels.max() >= nb_classes:
+        raise InvalidInputError(
+            f"`{name}` holds labels from {labels.min()} to {labels.max()}; 0 to {nb_classes - 1} are possible."
+        )
+    return labels
+
+
+def check_number(
+    name: str,
+    value: object,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    integer: bool = False,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> None:
+    """Raise unless ``value`` is a finite number (an integer if asked) between the bounds; bools are not numbers."""
+    kinds = (int, np.integer) if integer else (int, float, np.integer, np.floating)
+    kind = "an integer" if integer else "a number"
+    left, right = ("(" if open_low else "["), (")" if open_high else "]")
+    wanted = f"{kind} in {left}{low:g}, {high:g}{right}"
+    ok = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)  # type: ignore[arg-type]
+    if ok:
+        number = float(value)  # type: ignore[arg-type]
+        ok = (number > low if open_low else number >= low) and (number < high if open_high else number <= high)
+    if not ok:
+        raise InvalidInputError(f"`{name}` must be {wanted}, got {value!r}.")
+
+
+def check_choice(name: str, value: object, choices: Collection[object]) -> None:
+    """Raise unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise InvalidInputError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise unless ``value`` is a bool."""
+    if not isinstance(value, bool | np.bool_):
+        raise InvalidInputError(f"`{name}` must be True or False, got {value!r}.")
+
+
+def check_seed(seed: object) -> None:
+    """Raise unless ``seed`` is a non-negative integer."""
+    check_number("seed", seed, 0, 2**63 - 1, integer=True)
+
+
+def is_classifier(value: object) -> bool:
+    """Tell whether ``value`` is an ART classifier of any framework."""
+    return isinstance(value, ClassifierMixin)

@@ -1,0 +1,307 @@
+"""Access to an ART ``PyTorchClassifier``: its network, its preprocessing, its logits, a true copy, and its protection.
+
+ART's own cloning and pickling write weights to disk and share objects, and its activation taps are never removed. All of
+that is avoided here, and no other module of the package touches ART's private attributes.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from art_fingerprint.core.outputs import OutputKind, detect_kind, to_logits
+from art_fingerprint.core.seeding import forked_random_state
+from art_fingerprint.exceptions import InvalidInputError
+
+logger = logging.getLogger(__name__)
+
+_HOOK_DICTS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+# Re-parametrisations live in pre-hooks of these modules; without them a copy would compute something else.
+_PARAMETRISATION_MODULES = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm", "torch.nn.utils.prune")
+
+
+def network_of(classifier: PyTorchClassifier) -> nn.Module:
+    """Return the user's module behind a classifier, without ``DataParallel`` or ``torch.compile`` wrappers.
+
+    :raises InvalidInputError: for TorchScript and quantised modules, which can be neither trained nor cut.
+    """
+    network: nn.Module = classifier.model
+    while True:
+        if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            network = network.module
+        elif isinstance(getattr(network, "_orig_mod", None), nn.Module):
+            network = network._orig_mod
+        else:
+            break
+    if isinstance(network, torch.jit.ScriptModule):
+        raise InvalidInputError("The classifier's model is a TorchScript module; pass the nn.Module it was made from.")
+    if any(".quantized" in type(module).__module__ for module in network.modules()):
+        raise InvalidInputError("The classifier's model has quantised layers; pass the float model.")
+    if isinstance(network, nn.Sequential) and type(network).forward is not nn.Sequential.forward:
+        warnings.warn(
+            f"{type(network).__name__} is an nn.Sequential with its own forward(), which ART's predict() ignores: "
+            "wrap it in a plain nn.Module, or predictions differ between ART and this package.",
+            stacklevel=2,
+        )
+    return network
+
+
+def has_batch_norm(network: nn.Module) -> bool:
+    """Tell whether the network has layers that take statistics over the batch in training mode."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+
+
+def clone_network(network: nn.Module) -> nn.Module:
+    """Deep-copy a network: no shared storage, no hooks, no gradients, pruning made permanent, nothing written to disk."""
+    # Re-parametrised weights are results of autograd, which deepcopy refuses: hand it detached copies of those.
+    memo: dict[int, Any] = {}
+    for module in network.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    twin = copy.deepcopy(network, memo)
+    for module in twin.modules():
+        # A patched instance method is a closure over the *original* weights (HuggingFace wrappers do this).
+        vars(module).pop("forward", None)
+        for name in _HOOK_DICTS:
+            hooks = getattr(module, name, None)
+            if hooks:
+                for key in [k for k, hook in hooks.items() if type(hook).__module__ not in _PARAMETRISATION_MODULES]:
+                    del hooks[key]
+        for name in [n[: -len("_orig")] for n, _ in module.named_parameters(recurse=False) if n.endswith("_orig")]:
+            if hasattr(module, f"{name}_mask"):
+                prune.remove(module, name)
+    for parameter in twin.parameters():
+        parameter.grad = None
+    return twin
+
+
+def clone_classifier(
+    classifier: PyTorchClassifier, network: nn.Module | None = None, optimizer: torch.optim.Optimizer | None = None
+) -> PyTorchClassifier:
+    """Return a new classifier with the metadata of ``classifier`` around a copy of its network (or around ``network``).
+
+    Loss, shapes, class count, clip values, channel order, preprocessing, defences and device are kept.
+
+    :param classifier: The classifier to copy. It is only read.
+    :param network: Network of the new classifier, used as it is. Default: a :func:`clone_network` of the original's.
+    :param optimizer: Optimiser of the new classifier. Default: one of the original's type and settings on the new
+        parameters, or none if the original has none.
+    """
+    network = clone_network(network_of(classifier)) if network is None else network
+    if optimizer is None and classifier.optimizer is not None:
+        optimizer = _optimizer_like(classifier.optimizer, network)
+    device = classifier.device
+    with torch.cuda.device(device if device.type == "cuda" else -1):
+        return PyTorchClassifier(
+            model=network,
+            loss=copy.deepcopy(classifier.loss),
+            input_shape=tuple(classifier.input_shape),
+            nb_classes=classifier.nb_classes,
+            optimizer=optimizer,
+            channels_first=classifier.channels_first,
+            clip_values=copy.deepcopy(classifier.clip_values),
+            preprocessing_defences=copy.deepcopy(classifier.preprocessing_defences),
+            postprocessing_defences=copy.deepcopy(classifier.postprocessing_defences),
+            preprocessing=copy.deepcopy(classifier.preprocessing),
+            device_type="cpu" if device.type == "cpu" else "gpu",
+        )
+
+
+def _optimizer_like(optimizer: torch.optim.Optimizer, network: nn.Module) -> torch.optim.Optimizer | None:
+    # `initial_lr` is a scheduler's trace; the other keys of a group are constructor arguments.
+    options = {k: v for k, v in optimizer.param_groups[0].items() if k not in ("params", "initial_lr")}
+    try:
+        return type(optimizer)(network.parameters(), **options)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        logger.info("The victim's %s cannot be rebuilt (%s); the copy has none.", type(optimizer).__name__, error)
+        return None
+
+
+class Preprocessing:
+    """The classifier's preprocessing as one callable on tensors, on the device.
+
+    :ivar differentiable: whether every step runs in torch, so that gradients reach the raw input.
+    """
+
+    def __init__(self, classifier: PyTorchClassifier) -> None:
+        self._classifier = classifier
+        self.differentiable = bool(classifier.all_framework_preprocessing)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.differentiable:
+            prepared, _ = self._classifier._apply_preprocessing(x, y=None, fit=False, no_grad=not x.requires_grad)
+        else:
+            array, _ = self._classifier._apply_preprocessing(x.detach().cpu().numpy(), y=None, fit=False)
+            prepared = torch.from_numpy(np.ascontiguousarray(array))
+        return prepared.to(device=x.device, dtype=torch.float32)
+
+
+class LogitsNetwork(nn.Module):
+    """A classifier as a plain network: raw input in ``clip_values`` to logits, preprocessing inside the graph.
+
+    Postprocessing defences are not applied: this is the white-box view. Shares the classifier's parameters.
+
+    :param classifier: The classifier to look into.
+    :param outputs: What its model returns: ``"logits"``, ``"probabilities"`` or ``"auto"`` (decided on the first batch).
+        Probabilities become logits by ``log(max(p, 1e-30))``, which keeps all differences of logits.
+    """
+
+    def __init__(self, classifier: PyTorchClassifier, outputs: OutputKind = "auto") -> None:
+        super().__init__()
+        self.network = network_of(classifier)
+        self.preprocess = Preprocessing(classifier)
+        self.kind: OutputKind = outputs
+        self.device: torch.device = classifier.device
+        self._standardiser = classifier.preprocessing
+        self._input_shape = tuple(classifier.input_shape)
+
+    @property
+    def standardisation(self) -> tuple[Tensor, Tensor]:
+        """Per-channel mean and standard deviation of the classifier's preprocessing, ``(C,)`` each; 0 and 1 without one."""
+        step = self._standardiser
+        channels = self._input_shape[0]
+        mean, std = (0.0, 1.0) if step is None else (step.mean, step.std)
+        per_channel = [np.asarray(value, dtype=np.float32).reshape(-1) for value in (mean, std)]
+        if any(len(value) not in (1, channels) for value in per_channel):
+            raise InvalidInputError("The classifier standardises per pixel; this option needs per-channel mean and std.")
+        return tuple(torch.from_numpy(np.broadcast_to(v, channels).copy()) for v in per_channel)  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits(self.network(self.preprocess(x)))
+
+    def logits(self, raw: object) -> Tensor:
+        """Turn what the network returned into logits."""
+        output = check_output(raw)
+        if self.kind == "auto":
+            self.kind = detect_kind(output.detach())
+            if self.kind == "probabilities":
+                warnings.warn("The model returns probabilities; their logarithm is used as logits.", stacklevel=2)
+        return to_logits(output) if self.kind == "probabilities" else output
+
+    @torch.no_grad()
+    def predict(self, x: Tensor, batch_size: int = 128) -> Tensor:
+        """Return the logits of ``x`` on the host, ``(n, nb_classes)`` float32, ``batch_size`` samples at a time.
+
+        Cost: one forward sample each.
+        """
+        return torch.cat([self(part.to(self.device)).float().cpu() for part in x.split(batch_size)])
+
+
+def check_output(raw: object) -> Tensor:
+    """Return a network's output if it is one tensor of class scores, else say what to do."""
+    if not isinstance(raw, Tensor):
+        raise InvalidInputError(
+            f"The model returns {type(raw).__name__}, but one tensor of logits (n, nb_classes) is needed: wrap it in an "
+            "nn.Module that returns the logits alone (torchvision's Inception: aux_logits=False)."
+        )
+    if raw.ndim != 2 or raw.shape[1] < 2:
+        raise InvalidInputError(
+            f"The model returns shape {tuple(raw.shape)}, but (n, nb_classes) with nb_classes >= 2 is needed: a "
+            "single-logit head must become a two-logit head (0, z)."
+        )
+    return raw
+
+
+def check_classifier(classifier: PyTorchClassifier) -> LogitsNetwork:
+    """Check on two mid-range samples that a classifier fits together, and return its white-box view.
+
+    :raises InvalidInputError: if the model is not a float network, or its output is not ``(n, nb_classes)``.
+    """
+    view = LogitsNetwork(classifier)
+    if classifier.nb_classes < 2:
+        raise InvalidInputError(f"nb_classes is {classifier.nb_classes}; a classifier of two or more classes is needed.")
+    low, high = clip_bounds(classifier)
+    x = torch.full((2, *classifier.input_shape), float((low + high) / 2), device=classifier.device)
+    with guarded(classifier, weights=False), torch.no_grad():
+        view.network.eval()
+        width = view(x).shape[1]
+    if width != classifier.nb_classes:
+        raise InvalidInputError(
+            f"The classifier says nb_classes={classifier.nb_classes}, but its model returns {width} scores."
+        )
+    view.kind = "auto"  # two grey images may sum to one by chance; decide on real data
+    return view
+
+
+def clip_bounds(classifier: PyTorchClassifier) -> tuple[float, float]:
+    """Return the classifier's ``clip_values`` as two floats; ``(0, 1)`` if it has none."""
+    if classifier.clip_values is None:
+        return 0.0, 1.0
+    low, high = classifier.clip_values
+    return float(np.min(low)), float(np.max(high))
+
+
+@contextmanager
+def guarded(*classifiers: object, weights: bool = True) -> Iterator[None]:
+    """Give every classifier back exactly as it was when the block ends, also after an exception.
+
+    Restored: weights and buffers, per-module train/eval flags, ``requires_grad``, ``.grad``, hooks, and the caller's
+    random state. Classifiers without a torch model are left alone.
+
+    :param classifiers: ART classifiers.
+    :param weights: ``False`` skips the copy of weights and buffers, for blocks that only run forward passes in
+        evaluation mode.
+    """
+    networks = [c.model for c in classifiers if isinstance(c, PyTorchClassifier)]
+    snapshots = [_Snapshot(network, weights) for network in networks]
+    with forked_random_state():
+        try:
+            yield
+        finally:
+            for snapshot in snapshots:
+                snapshot.restore()
+
+
+class _Snapshot:
+    def __init__(self, network: nn.Module, weights: bool) -> None:
+        self.modules = [
+            (
+                module,
+                module.training,
+                dict(module._parameters),
+                dict(module._buffers),
+                {name: type(getattr(module, name))(getattr(module, name)) for name in _HOOK_DICTS},
+            )
+            for module in network.modules()
+        ]
+        self.parameters = [(p, p.requires_grad, p.grad) for p in network.parameters()]
+        state = [*network.parameters(), *network.buffers()] if weights else []
+        self.state = [(tensor, tensor.detach().clone()) for tensor in state]
+        self.grads = [(p.grad, p.grad.clone()) for p in network.parameters() if weights and p.grad is not None]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for module, training, parameters, buffers, hooks in self.modules:
+            module.training = training
+            for current, saved in ((module._parameters, parameters), (module._buffers, buffers)):
+                current.clear()
+                current.update(saved)
+            for name, content in hooks.items():
+                current_hooks = getattr(module, name)
+                current_hooks.clear()
+                current_hooks.update(content)
+        for tensor, saved_value in [*self.state, *self.grads]:
+            if not torch.equal(tensor, saved_value):
+                tensor.copy_(saved_value)
+        for parameter, requires_grad, grad in self.parameters:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad

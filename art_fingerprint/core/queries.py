@@ -1,0 +1,161 @@
+"""The suspect as a verifier sees it: metered, limited to the access that was granted, one form of answer."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor
+
+from art_fingerprint.core.checks import check_choice, check_number, is_classifier
+from art_fingerprint.core.classifier import LogitsNetwork
+from art_fingerprint.core.outputs import OutputKind, detect_kind, to_logits, to_probabilities
+from art_fingerprint.core.taps import tap
+from art_fingerprint.exceptions import (
+    AccessError,
+    IncompatibleSuspectError,
+    InvalidInputError,
+    NonFiniteOutputError,
+    QueryBudgetError,
+)
+
+
+class Suspect:
+    """A query meter and an access limiter around any ART classifier.
+
+    A PyTorch classifier without postprocessing defences is asked directly on its device; every other one through its
+    ``predict``, so that what a real client would see is what the verifier sees.
+
+    :param classifier: The suspect. Only read; use it inside :func:`~art_fingerprint.core.classifier.guarded`.
+    :param batch_size: Samples in one query.
+    :param outputs: What it returns, ``"logits"``, ``"probabilities"`` or ``"auto"`` (decided on the first answer).
+    :param budget: Most samples that may be sent; ``None`` for no limit.
+    :ivar queries: Samples sent so far.
+    """
+
+    def __init__(
+        self,
+        classifier: Any,
+        batch_size: int = 128,
+        outputs: OutputKind = "auto",
+        budget: int | None = None,
+    ) -> None:
+        if not is_classifier(classifier):
+            raise InvalidInputError(f"The suspect must be an ART classifier, got {type(classifier).__name__}.")
+        check_number("batch_size", batch_size, 1, integer=True)
+        check_choice("outputs", outputs, ("auto", "logits", "probabilities"))
+        self.classifier = classifier
+        self.batch_size = batch_size
+        self.kind: OutputKind = outputs
+        self.budget = budget
+        self.queries = 0
+        direct = isinstance(classifier, PyTorchClassifier) and not classifier.postprocessing_defences
+        self._view = LogitsNetwork(classifier, "logits") if direct else None
+        self.device = classifier.device if direct else torch.device("cpu")
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample as the verifier sends it, channels first."""
+        shape = tuple(self.classifier.input_shape)
+        return shape if self._channels_first else (shape[-1], *shape[:-1])
+
+    @property
+    def nb_classes(self) -> int:
+        return int(self.classifier.nb_classes)
+
+    @property
+    def _channels_first(self) -> bool:
+        # scikit-learn classifiers have flat inputs and no channel order
+        return bool(getattr(self.classifier, "channels_first", True)) or len(self.classifier.input_shape) != 3
+
+    def check_shape(self, input_shape: tuple[int, ...]) -> None:
+        """Raise :class:`IncompatibleSuspectError` unless the suspect takes samples of this shape."""
+        if tuple(input_shape) != self.input_shape and self.input_shape != (int(np.prod(input_shape)),):
+            raise IncompatibleSuspectError(
+                f"The fingerprint's probes have shape {tuple(input_shape)}, the suspect takes {self.input_shape}. Probes "
+                "are never resized: wrap the suspect if its inputs differ."
+            )
+
+    def raw(self, x: Tensor) -> Tensor:
+        """Send one batch and return the answer as it came, ``(n, K)`` float32 on :attr:`device`. Cost: n queries."""
+        self._spend(len(x))
+        if self._view is not None:
+            with torch.no_grad():
+                self._view.network.eval()
+                answer = self._view(x.to(self.device)).float()
+        else:
+            array = x.cpu().numpy()
+            if not self._channels_first:
+                array = np.ascontiguousarray(np.moveaxis(array, 1, -1))
+            if len(self.classifier.input_shape) == 1:
+                array = array.reshape(len(array), -1)
+            answer = torch.from_numpy(np.array(self.classifier.predict(array), dtype=np.float32))
+            if answer.ndim != 2 or len(answer) != len(x):
+                raise IncompatibleSuspectError(
+                    f"The suspect answered {len(x)} samples with shape {tuple(answer.shape)}; (n, nb_classes) was expected."
+                )
+        bad = int((~torch.isfinite(answer)).any(1).sum())
+        if bad:
+            raise NonFiniteOutputError(f"The suspect answered {bad} of {len(x)} probes with NaN or infinite scores.")
+        if self.kind == "auto":
+            self.kind = detect_kind(answer)
+        return answer
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return logits for any number of samples, ``(n, K)`` float32 on the host (log-probabilities if need be)."""
+        return torch.cat([self._as_logits(self.raw(part)).cpu() for part in x.split(self.batch_size)])
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        """Return class probabilities for any number of samples, ``(n, K)`` float64 on the host."""
+        return to_probabilities(self.logits(x))
+
+    def labels(self, x: Tensor) -> Tensor:
+        """Return predicted labels for any number of samples, ``(n,)`` int64 on the host."""
+        return torch.cat([self.raw(part).argmax(1).cpu() for part in x.split(self.batch_size)])
+
+    def _as_logits(self, answer: Tensor) -> Tensor:
+        return to_logits(answer) if self.kind == "probabilities" else answer
+
+    @property
+    def view(self) -> LogitsNetwork:
+        """The white-box view. Only for PyTorch suspects.
+
+        :raises AccessError: if the suspect is query-only.
+        """
+        if not isinstance(self.classifier, PyTorchClassifier):
+            raise AccessError(
+                f"This metric reads the suspect's layers, which a {type(self.classifier).__name__} does not show: use a "
+                "PyTorchClassifier or a query-only verifier."
+            )
+        return self._view if self._view is not None else LogitsNetwork(self.classifier, "logits")
+
+    @torch.no_grad()
+    def activations(self, x: Tensor, layer: str) -> Tensor:
+        """Return one layer's output for any number of samples on the host; the forward pass stops at that layer."""
+        view = self.view
+        view.network.eval()
+        parts = []
+        for part in x.split(self.batch_size):
+            self._spend(len(part))
+            parts.append(tap(view.network, layer, view.preprocess(part.to(view.device))).cpu())
+        return torch.cat(parts)
+
+    def _spend(self, n: int) -> None:
+        if self.budget is not None and self.queries + n > self.budget:
+            raise QueryBudgetError(
+                f"The next {n} queries would exceed the budget of {self.budget}; {self.queries} were sent."
+            )
+        self.queries += n
+
+
+def same_space(kind: OutputKind, other: OutputKind) -> bool:
+    """Warn and return ``False`` when one model gives logits and the other probabilities: compare probabilities then."""
+    if kind == other:
+        return True
+    warnings.warn(
+        f"The victim's answers are {kind}, the suspect's are {other}: both are compared as probabilities.", stacklevel=3
+    )
+    return False

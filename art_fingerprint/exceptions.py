@@ -1,0 +1,59 @@
+"""Errors of the package. Every one is a :class:`FingerprintError`; the subclass says what the caller can do."""
+
+from __future__ import annotations
+
+
+class FingerprintError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+
+class InvalidInputError(FingerprintError, ValueError):
+    """An argument is wrong. The message names it, says what was expected and what was given."""
+
+
+class LayerNotFoundError(InvalidInputError):
+    """No layer has this name. The message lists the nearest names."""
+
+
+class LayerCutError(InvalidInputError):
+    """The network cannot be cut at this layer. The message says why and names layers that work."""
+
+
+class NotExtractedError(FingerprintError):
+    """The verifier holds no fingerprint yet: call ``extract`` or ``from_fingerprint`` first."""
+
+
+class EmptyFingerprintError(FingerprintError):
+    """Extraction found no usable probe. The message names the parameter to change."""
+
+
+class FingerprintFileError(FingerprintError):
+    """A fingerprint file is damaged, foreign or too new. Nothing in it was executed."""
+
+
+class IncompatibleSuspectError(FingerprintError):
+    """The suspect cannot be compared with this fingerprint. The message says what differs."""
+
+
+class IncompatibleArchitectureError(IncompatibleSuspectError):
+    """A white-box metric needs a layer that the suspect does not have in the same shape."""
+
+
+class AccessError(FingerprintError):
+    """The metric needs more access to the suspect (scores, layers, gradients) than it gives."""
+
+
+class QueryBudgetError(FingerprintError):
+    """The next batch of queries would exceed the budget. It was not sent."""
+
+
+class NonFiniteOutputError(FingerprintError):
+    """A model answered NaN or infinity."""
+
+
+class CalibrationError(FingerprintError):
+    """The reference models cannot calibrate this verifier: too few, wrong ones, or the suspect itself."""
+
+
+class TrainingDivergedError(FingerprintError, RuntimeError):
+    """A loss became NaN or infinite. The victim is untouched; the message carries the step and the loss terms."""

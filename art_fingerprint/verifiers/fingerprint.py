@@ -1,0 +1,125 @@
+"""The fingerprint: probes and the victim's cached answers, independent of any suspect, kept as one safetensors file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from art_fingerprint.exceptions import FingerprintFileError
+from art_fingerprint.verifiers.calibration import Calibration
+
+FORMAT_VERSION = 1
+_HEADER_KEY = "art_fingerprint"
+
+
+@dataclass(eq=False)
+class Fingerprint:
+    """What an owner keeps: everything needed to score a suspect without the victim.
+
+    :ivar verifier: Class name of the verifier that made it.
+    :ivar params: The verifier's parameters, JSON values only.
+    :ivar facts: What extraction found out (shapes, clip values, counts, output kind, victim digest, versions), JSON only.
+    :ivar arrays: Probes and cached answers of the victim, name to array.
+    :ivar calibration: Thresholds from reference models, set by ``Verifier.calibrate``; not part of the digest.
+    """
+
+    verifier: str
+    params: dict[str, Any]
+    facts: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    calibration: Calibration | None = field(default=None)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over verifier, parameters, facts and arrays: two fingerprints with one digest give the same scores."""
+        digest = hashlib.sha256(_json({"verifier": self.verifier, "params": self.params, "facts": self.facts}).encode())
+        for name in sorted(self.arrays):
+            array = np.ascontiguousarray(self.arrays[name])
+            digest.update(f"{name}:{array.dtype.str}:{array.shape}".encode())
+            digest.update(array.tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the fingerprint to one safetensors file with a JSON header. The file appears whole or not at all."""
+        path = Path(path)
+        header = {
+            "format": FORMAT_VERSION,
+            "verifier": self.verifier,
+            "params": self.params,
+            "facts": self.facts,
+            "calibration": None if self.calibration is None else self.calibration.to_dict(),
+            "digest": self.digest,
+        }
+        arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}
+        content = save(arrays, metadata={_HEADER_KEY: _json(header)})
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Fingerprint:
+        """Read a fingerprint file. Nothing in it is executed; its digest is checked.
+
+        :raises FingerprintFileError: missing, damaged, truncated, foreign, or written by a newer version.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FingerprintFileError(f"There is no fingerprint file at {path}.")
+        try:
+            with safe_open(path, framework="np") as file:
+                metadata = file.metadata() or {}
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        except (SafetensorError, OSError, ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
+            raise FingerprintFileError(f"{path} is not a readable fingerprint file: {error}") from error
+        if _HEADER_KEY not in metadata:
+            raise FingerprintFileError(f"{path} is a safetensors file, but not a fingerprint: it has no header for one.")
+        try:
+            header = json.loads(metadata[_HEADER_KEY])
+            version = int(header["format"])
+            if version > FORMAT_VERSION:
+                raise FingerprintFileError(
+                    f"{path} has format {version}; this version reads up to {FORMAT_VERSION}. Update art-fingerprint."
+                )
+            calibration = header["calibration"]
+            fingerprint = cls(
+                verifier=str(header["verifier"]),
+                params=dict(header["params"]),
+                facts=dict(header["facts"]),
+                arrays=arrays,
+                calibration=None if calibration is None else Calibration.from_dict(calibration),
+            )
+            expected = str(header["digest"])
+        except FingerprintFileError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise FingerprintFileError(f"The header of {path} is damaged: {type(error).__name__}: {error}") from error
+        if fingerprint.digest != expected:
+            raise FingerprintFileError(f"The content of {path} does not match its digest: it was damaged or changed.")
+        return fingerprint
+
+    def __repr__(self) -> str:
+        arrays = ", ".join(f"{name} {array.shape}" for name, array in self.arrays.items())
+        state = "calibrated" if self.calibration is not None else "uncalibrated"
+        return f"Fingerprint({self.verifier}, {state}, {arrays}, digest={self.digest[:12]})"
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
