@@ -182,7 +182,9 @@ class LogitsNetwork(nn.Module):
         mean, std = (0.0, 1.0) if step is None else (step.mean, step.std)
         per_channel = [np.asarray(value, dtype=np.float32).reshape(-1) for value in (mean, std)]
         if any(len(value) not in (1, channels) for value in per_channel):
-            raise InvalidInputError("The classifier standardises per pixel; this option needs per-channel mean and std.")
+            raise InvalidInputError(
+                "The classifier standardises per pixel; this option needs per-channel mean and std."
+            )
         return tuple(torch.from_numpy(np.broadcast_to(v, channels).copy()) for v in per_channel)  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -228,7 +230,9 @@ def check_classifier(classifier: PyTorchClassifier) -> LogitsNetwork:
     """
     view = LogitsNetwork(classifier)
     if classifier.nb_classes < 2:
-        raise InvalidInputError(f"nb_classes is {classifier.nb_classes}; a classifier of two or more classes is needed.")
+        raise InvalidInputError(
+            f"nb_classes is {classifier.nb_classes}; a classifier of two or more classes is needed."
+        )
     low, high = clip_bounds(classifier)
     x = torch.full((2, *classifier.input_shape), float((low + high) / 2), device=classifier.device)
     with guarded(classifier, weights=False), torch.no_grad():

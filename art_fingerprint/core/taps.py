@@ -38,7 +38,9 @@ def tap(network: nn.Module, layer: str, prepared: Tensor) -> Tensor:
 
     def keep(_module: nn.Module, _inputs: object, output: object) -> None:
         if not isinstance(output, Tensor):
-            raise LayerNotFoundError(f"Layer {layer!r} returns {type(output).__name__}; a layer with one tensor is needed.")
+            raise LayerNotFoundError(
+                f"Layer {layer!r} returns {type(output).__name__}; a layer with one tensor is needed."
+            )
         found.append(output)
         raise _LayerReached
 

@@ -190,8 +190,13 @@ class Verifier(abc.ABC):
         if not models:
             raise CalibrationError("`references` is empty; five or more independently trained models are advised.")
         for model in models:
-            if isinstance(model, PyTorchClassifier) and network_digest(network_of(model)) == fingerprint.facts["victim"]:
-                raise CalibrationError("A reference model is the victim itself; references must be trained independently.")
+            if (
+                isinstance(model, PyTorchClassifier)
+                and network_digest(network_of(model)) == fingerprint.facts["victim"]
+            ):
+                raise CalibrationError(
+                    "A reference model is the victim itself; references must be trained independently."
+                )
         scores = [self.score(model) for model in models]
         names = [m.name for m in self.metrics if self.wants(m.name) and all(m.name in s for s in scores)]
         if not names:

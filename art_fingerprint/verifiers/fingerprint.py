@@ -90,7 +90,9 @@ class Fingerprint:
         except (SafetensorError, OSError, ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
             raise FingerprintFileError(f"{path} is not a readable fingerprint file: {error}") from error
         if _HEADER_KEY not in metadata:
-            raise FingerprintFileError(f"{path} is a safetensors file, but not a fingerprint: it has no header for one.")
+            raise FingerprintFileError(
+                f"{path} is a safetensors file, but not a fingerprint: it has no header for one."
+            )
         try:
             header = json.loads(metadata[_HEADER_KEY])
             version = int(header["format"])

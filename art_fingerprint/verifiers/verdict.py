@@ -67,7 +67,10 @@ class Verdict:
     def to_dict(self) -> dict[str, Any]:
         """Return the verdict as JSON values."""
         return {
-            **{name: getattr(self, name) for name in ("verifier", "derived", "vote", "queries", "nb_references", "seed")},
+            **{
+                name: getattr(self, name)
+                for name in ("verifier", "derived", "vote", "queries", "nb_references", "seed")
+            },
             "fingerprint_digest": self.fingerprint_digest,
             "reason": self.reason,
             "skipped": dict(self.skipped),
