@@ -48,7 +48,7 @@ def network_of(classifier: PyTorchClassifier) -> nn.Module:
         if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
             network = network.module
         elif isinstance(getattr(network, "_orig_mod", None), nn.Module):
-            network = network._orig_mod
+            network = network._orig_mod  # type: ignore[assignment]
         else:
             break
     if isinstance(network, torch.jit.ScriptModule):
@@ -296,7 +296,8 @@ class _Snapshot:
     def restore(self) -> None:
         for module, training, parameters, buffers, hooks in self.modules:
             module.training = training
-            for current, saved in ((module._parameters, parameters), (module._buffers, buffers)):
+            pairs: tuple[tuple[Any, Any], ...] = ((module._parameters, parameters), (module._buffers, buffers))
+            for current, saved in pairs:
                 current.clear()
                 current.update(saved)
             for name, content in hooks.items():

@@ -138,6 +138,11 @@ class Verifier(abc.ABC):
         images = check_images(x, tuple(victim.input_shape), victim.clip_values)
         labels = None if y is None else torch.from_numpy(check_labels(y, len(images), victim.nb_classes))
         view = check_classifier(victim)
+        if self.source_access == "gradients" and not view.preprocess.differentiable:
+            raise InvalidInputError(
+                "The victim's preprocessing defences have no torch gradient, which this verifier's extraction needs: use "
+                "their PyTorch versions, or move them into the model."
+            )
         with guarded(victim):
             view.network.eval().requires_grad_(False)
             arrays, facts = self._extract(view, torch.from_numpy(images), labels)
