@@ -1,0 +1,255 @@
+"""Split a network f at a layer into head h and tail g, f = g(h(x)), both sharing f's parameters.
+
+The tail is cut out of the traced graph, so that running it never runs the head (attack specification B.3). Only strict
+ancestors of the layer are opened while tracing; everything else stays one call, which follows train/eval mode and works
+for architectures that cannot be traced whole. Networks that cannot be traced at all fall back to a hook that replaces the
+layer's output; this gives the same numbers and pays one head pass more for each tail pass (B.4).
+
+The tail is for evaluation mode: a ``self.training`` read by an opened ancestor is frozen when the graph is traced. Latent
+and output of a training pass come from :meth:`LayerCut.forward`, which is the untouched network with one hook.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import warnings
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from art_fingerprint.core.layers import recorded, stages
+from art_fingerprint.core.taps import get_layer
+from art_fingerprint.exceptions import LayerCutError
+
+logger = logging.getLogger(__name__)
+
+Method = Literal["auto", "graph", "hooks"]
+
+
+class LayerCut:
+    """A network cut at one layer.
+
+    :param network: The network. Its parameters are shared, its mode is followed. Cut after moving it to its device.
+    :param layer: Dotted name of the layer whose output is the latent z.
+    :param example: Preprocessed inputs, at most eight are used to check the cut (two or three forward passes).
+    :param require_single_tensor: Refuse cuts whose tail also needs other tensors of the head.
+    :param method: ``"graph"``, ``"hooks"``, or ``"auto"``: graph, and hooks where that is impossible.
+    :ivar method: What is used, ``"graph"`` or ``"hooks"``.
+    :ivar nb_side_inputs: Number of further head tensors that the tail needs (a skip connection around the layer); they are
+        held constant while the tail is run.
+    :raises LayerNotFoundError: no such layer.
+    :raises LayerCutError: the layer is unused, called more than once, or does not return one float tensor ``(B, ...)``.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        layer: str,
+        example: Tensor,
+        require_single_tensor: bool = False,
+        method: Method = "auto",
+    ) -> None:
+        self.network = network
+        self.layer = layer
+        self.method: Literal["graph", "hooks"] = "hooks"
+        self.nb_side_inputs = 0
+        self._module = get_layer(network, layer)
+        flags = [(module, module.training) for module in network.modules()]
+        try:
+            network.eval()
+            z, output = self._check(example[:8])
+            if method != "hooks":
+                self._split(example[:8], output, strict=method == "graph")
+            del z
+        finally:
+            for module, training in flags:
+                module.training = training
+        if self.nb_side_inputs and require_single_tensor:
+            raise LayerCutError(
+                f"Cutting at {layer!r} needs {self.nb_side_inputs} further tensor(s) around the layer; cut at a stage "
+                f"instead: {', '.join(stages(network))}."
+            )
+        if self.nb_side_inputs:
+            logger.info("Cut at %s: %d side input(s) are held constant.", layer, self.nb_side_inputs)
+
+    def forward(self, prepared: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the whole network once and return ``(z, output)``; gradients flow through both. Works in every mode."""
+        kept: list[Tensor] = []
+
+        def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+            # The next operation may work in place; a copy keeps z what the layer returned.
+            kept.append(output.clone())
+
+        handle = self._module.register_forward_hook(keep)
+        try:
+            output = self.network(prepared)
+        finally:
+            handle.remove()
+        return kept[0], output
+
+    def tail_for(self, prepared: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return g for these inputs: ``z' -> output``, differentiable in ``z'``. Evaluation mode only.
+
+        :param prepared: Preprocessed inputs that z belongs to. Only used where the tail needs more than z.
+        """
+        if self.method == "hooks":
+            return lambda z: self._replaced(prepared, z)
+        if not self.nb_side_inputs:
+            return lambda z: self._tail(z.clone())
+        with torch.no_grad():
+            _, *side = self._head(prepared)
+        return lambda z: self._tail(z.clone(), *(tensor.clone() for tensor in side))
+
+    # ------------------------------------------------------------------ checks
+    def _check(self, example: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad(), recorded(self.network, [self.layer]) as traces:
+            self.network(example)
+        trace = traces[self.layer]
+        hint = f" Layers that work: {', '.join(stages(self.network))}."
+        if trace.calls == 0:
+            raise LayerCutError(f"Layer {self.layer!r} is not used by the forward pass.{hint}")
+        if trace.calls > 1:
+            raise LayerCutError(
+                f"Layer {self.layer!r} is called {trace.calls} times in one forward pass, so its output is not one "
+                f"latent.{hint}"
+            )
+        z = trace.outputs[0]
+        if not isinstance(z, Tensor):
+            raise LayerCutError(f"Layer {self.layer!r} returns {type(z).__name__}, not one tensor.{hint}")
+        if not z.is_floating_point() or z.ndim < 2 or z.shape[0] != len(example):
+            raise LayerCutError(
+                f"Layer {self.layer!r} returns {z.dtype} of shape {tuple(z.shape)} for {len(example)} samples; a float "
+                f"tensor (samples, ...) is needed.{hint}"
+            )
+        with torch.no_grad():
+            z, output = self.forward(example)
+        with torch.enable_grad():
+            latent = z.detach().clone().requires_grad_(True)
+            reached = self._replaced(example, latent)
+        if not isinstance(reached, Tensor) or not reached.requires_grad or reached.grad_fn is None:
+            raise LayerCutError(f"The network's output does not depend on layer {self.layer!r}.{hint}")
+        (gradient,) = torch.autograd.grad(reached.sum(), latent, allow_unused=True)
+        if gradient is None:
+            raise LayerCutError(f"The network's output does not depend on layer {self.layer!r}.{hint}")
+        return z, output
+
+    # ------------------------------------------------------------------ graph cut
+    def _split(self, example: Tensor, output: Tensor, strict: bool) -> None:
+        try:
+            head, tail, nb_side = split_graph(self.network, self.layer)
+            with torch.no_grad():
+                parts = head(example)
+                again = tail(*(part.clone() for part in parts))
+        except Exception as error:  # whatever user code does under a tracer; the fallback needs no tracing
+            if strict:
+                raise LayerCutError(f"The network cannot be traced around {self.layer!r}: {error}") from error
+            logger.info("No graph cut at %s (%s: %s); using hooks.", self.layer, type(error).__name__, error)
+            return
+        scale = output.abs().clamp_min(1.0)
+        if again.shape != output.shape or not bool(((again - output).abs() <= 1e-5 * scale).all()):
+            message = f"The graph cut at {self.layer!r} does not reproduce the network"
+            if strict:
+                raise LayerCutError(message + ".")
+            warnings.warn(message + "; hooks are used, which are slower and exact.", stacklevel=4)
+            return
+        self._head, self._tail = head, tail
+        self.nb_side_inputs = nb_side
+        self.method = "graph"
+
+    # ------------------------------------------------------------------ hook fallback
+    def _replaced(self, prepared: Tensor, z: Tensor) -> Tensor:
+        with_gradient = torch.is_grad_enabled()
+
+        def replace(_module: nn.Module, _inputs: object, _output: object) -> Tensor:
+            torch.set_grad_enabled(with_gradient)
+            return z.clone()
+
+        handle = self._module.register_forward_hook(replace)
+        try:
+            with torch.no_grad():
+                # Gradients come back on inside the hook: only the tail is recorded.
+                return self.network(prepared)
+        finally:
+            handle.remove()
+            torch.set_grad_enabled(with_gradient)
+
+
+class _AncestorTracer(fx.Tracer):
+    """Opens only the strict ancestors of one layer."""
+
+    def __init__(self, layer: str) -> None:
+        super().__init__()
+        self._layer = layer
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not self._layer.startswith(module_qualified_name + ".")
+
+
+def split_graph(network: nn.Module, layer: str) -> tuple[fx.GraphModule, fx.GraphModule, int]:
+    """Cut a network's coarse graph at a layer (attack specification B.3).
+
+    :return: head ``x -> (z, *side)``, tail ``(z, *side) -> output``, number of side tensors. Parameters are shared.
+    :raises LayerCutError: the layer is not called exactly once, or the output does not depend on it.
+    """
+    parameters = list(inspect.signature(network.forward).parameters.values())[1:]
+    # Without fixed values optional arguments become proxies, and a forward pass takes branches it never takes.
+    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    graph = _AncestorTracer(layer).trace(network, concrete_args=defaults)
+    nodes = list(graph.nodes)
+    source = next(node for node in nodes if node.op == "placeholder")
+    result = next(node for node in nodes if node.op == "output")
+    calls = [node for node in nodes if node.op == "call_module" and node.target == layer]
+    if len(calls) != 1:
+        raise LayerCutError(f"Layer {layer!r} is called {len(calls)} times in the graph.")
+    cut = calls[0]
+
+    from_input = _descendants(source, nodes)
+    after_cut = _descendants(cut, nodes)
+    if result not in after_cut:
+        raise LayerCutError(f"The network's output does not depend on layer {layer!r}.")
+    needed = _ancestors([result], stop=cut)
+    tail_nodes = [n for n in nodes if n in needed and n is not cut and (n in after_cut or n not in from_input)]
+    beyond = (needed & after_cut) - {cut}
+    side = [n for n in nodes if n in from_input and n not in after_cut and any(user in beyond for user in n.users)]
+    head_needed = _ancestors([cut, *side], stop=None)
+
+    head_graph = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    for node in nodes:
+        if node in head_needed:
+            copied[node] = head_graph.node_copy(node, lambda n: copied[n])
+    head_graph.output(tuple(copied[n] for n in (cut, *side)))
+
+    tail_graph = fx.Graph()
+    moved = {node: tail_graph.placeholder(f"z{index}") for index, node in enumerate((cut, *side))}
+    for node in tail_nodes:
+        if node.op == "output":
+            tail_graph.output(fx.map_arg(node.args[0], lambda n: moved[n]))
+        else:
+            moved[node] = tail_graph.node_copy(node, lambda n: moved[n])
+    for part in (head_graph, tail_graph):
+        part.lint()
+    return fx.GraphModule(network, head_graph), fx.GraphModule(network, tail_graph), len(side)
+
+
+def _descendants(start: fx.Node, nodes: list[fx.Node]) -> set[fx.Node]:
+    found = {start}
+    for node in nodes:  # nodes are in topological order
+        if any(parent in found for parent in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _ancestors(ends: list[fx.Node], stop: fx.Node | None) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    waiting = list(ends)
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            if node is not stop:
+                waiting.extend(node.all_input_nodes)
+    return found

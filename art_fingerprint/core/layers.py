@@ -1,0 +1,148 @@
+"""Which layers of a network are its stages, and which one to take when the user names none."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from art_fingerprint.core.taps import get_layer
+from art_fingerprint.exceptions import InvalidInputError, LayerNotFoundError
+
+# Stage outputs in execution order, as (name of the family, layer names). The first family whose names all exist is taken.
+_FAMILIES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("ResNet", ("maxpool", "layer1", "layer2", "layer3", "layer4")),
+    (
+        "DenseNet",
+        ("features.pool0", "features.transition1", "features.transition2", "features.transition3", "features.norm5"),
+    ),
+    ("Inception (timm)", ("Pool2", "Mixed_5d", "Mixed_6a", "Mixed_6e", "Mixed_7c")),
+    ("Inception (torchvision)", ("maxpool2", "Mixed_5d", "Mixed_6a", "Mixed_6e", "Mixed_7c")),
+)
+
+
+@dataclass
+class LayerTrace:
+    """What one layer did in one forward pass."""
+
+    calls: int = 0
+    outputs: list[object] = field(default_factory=list)
+
+    @property
+    def single_tensor(self) -> Tensor | None:
+        """The layer's output if it was called once and returned one tensor."""
+        output = self.outputs[0] if self.calls == 1 else None
+        return output if isinstance(output, Tensor) else None
+
+
+@contextmanager
+def recorded(network: nn.Module, layers: list[str]) -> Iterator[dict[str, LayerTrace]]:
+    """Record calls and outputs of the named layers during a block."""
+    traces = {layer: LayerTrace() for layer in layers}
+
+    def make_hook(trace: LayerTrace):  # type: ignore[no-untyped-def]
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+            trace.calls += 1
+            trace.outputs.append(output)
+
+        return hook
+
+    handles = [get_layer(network, layer).register_forward_hook(make_hook(traces[layer])) for layer in layers]
+    try:
+        yield traces
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def stages(network: nn.Module) -> list[str]:
+    """Return the names of the network's stage outputs, in order of execution.
+
+    Known are the VGG, ResNet, DenseNet, Inception and ViT families of timm and torchvision (attack specification B.1);
+    for other timm models their ``feature_info``, and for any other network its direct children that have parameters.
+    """
+    modules = dict(network.named_modules())
+    features = modules.get("features")
+    if isinstance(features, nn.Sequential):
+        pools = [f"features.{name}" for name, m in features.named_children() if isinstance(m, nn.MaxPool2d)]
+        if len(pools) >= 2 and len(pools) == sum(isinstance(m, nn.MaxPool2d) for m in modules.values()):
+            return pools  # VGG
+    for _, names in _FAMILIES:
+        if all(name in modules for name in names):
+            return list(names)
+    for blocks, first, last in (("blocks", "norm_pre", "norm"), ("encoder.layers", "encoder.dropout", "encoder.ln")):
+        if blocks in modules and first in modules and last in modules:  # ViT of timm, of torchvision
+            inner = [name for name, _ in modules[blocks].named_children()]
+            quarters = [f"{blocks}.{inner[len(inner) * k // 4 - 1]}" for k in (1, 2, 3) if len(inner) * k // 4 > 0]
+            return list(dict.fromkeys([first, *quarters, last]))
+    info = getattr(network, "feature_info", None)
+    try:
+        named = [str(entry["module"]) for entry in info] if info is not None else []
+    except (TypeError, KeyError):
+        named = []
+    if named and all(name in modules for name in named):
+        return named
+    return [name for name, child in network.named_children() if any(True for _ in child.parameters())]
+
+
+@torch.no_grad()
+def auto_layer(network: nn.Module, example: Tensor) -> str:
+    """Choose a layer: the last stage whose output keeps at least a quarter of the input height.
+
+    Networks of tokens have no height: their middle stage is taken. Cost: one forward pass of ``example``.
+
+    :param network: The network, in evaluation mode.
+    :param example: Preprocessed inputs ``(B, C, H, W)``.
+    :raises LayerNotFoundError: no stage returns a single feature map or token sequence; name a layer then.
+    """
+    names = stages(network)
+    with recorded(network, names) as traces:
+        network(example)
+    outputs = {name: trace.single_tensor for name, trace in traces.items()}
+    maps = {name: z for name, z in outputs.items() if z is not None and z.ndim == 4}
+    if maps and example.ndim == 4:
+        wide = [name for name, z in maps.items() if 4 * z.shape[2] >= example.shape[2]]
+        return (wide or list(maps)[:1])[-1]
+    tokens = [name for name, z in outputs.items() if z is not None and z.ndim == 3]
+    vectors = [name for name, z in outputs.items() if z is not None and z.ndim == 2]
+    chosen = tokens or vectors[:-1]
+    if not chosen:
+        raise LayerNotFoundError(
+            "No layer can be chosen automatically for this network; pass `layer`, one of: "
+            + ", ".join(name for name, _ in list(network.named_modules())[1:21])
+        )
+    return chosen[(len(chosen) - 1) // 2]
+
+
+def resolve_layer(network: nn.Module, layer: str | int | None, example: Tensor) -> str:
+    """Return a dotted layer name for a name, a stage number (1 = first stage) or ``None`` (see :func:`auto_layer`).
+
+    :raises LayerNotFoundError: unknown name (near names are listed) or number out of range (stages are listed).
+    """
+    if layer is None:
+        return auto_layer(network, example)
+    if isinstance(layer, bool) or not isinstance(layer, int | str):
+        raise InvalidInputError(f"`layer` must be a layer name, a stage number or None, got {layer!r}.")
+    if isinstance(layer, int):
+        names = stages(network)
+        if not 1 <= layer <= len(names):
+            raise LayerNotFoundError(
+                f"`layer`={layer}, but the network's stages are 1 to {len(names)}: {_listed(names)}."
+            )
+        return names[layer - 1]
+    known = dict(network.named_modules())
+    if layer == "" or layer not in known:
+        near = difflib.get_close_matches(layer, [name for name in known if name], n=5, cutoff=0.4)
+        hint = f"Near names: {', '.join(near)}. " if near else ""
+        raise LayerNotFoundError(
+            f"The network has no layer {layer!r}. {hint}Its stages are {_listed(stages(network))}."
+        )
+    return layer
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(f"{index} = {name}" for index, name in enumerate(names, 1))
