@@ -119,6 +119,10 @@ class Verifier(abc.ABC):
         A metric that this suspect cannot have is reported by :meth:`_skip`.
         """
 
+    def _needs_gradients(self) -> bool:
+        """Tell whether extraction with the present parameters differentiates the victim."""
+        return self.source_access == "gradients"
+
     # ------------------------------------------------------------------ public verbs
     def extract(self, x: np.ndarray, y: np.ndarray | None = None) -> Fingerprint:
         """Extract the victim's fingerprint, keep it as :attr:`fingerprint` and return it.
@@ -138,7 +142,7 @@ class Verifier(abc.ABC):
         images = check_images(x, tuple(victim.input_shape), victim.clip_values)
         labels = None if y is None else torch.from_numpy(check_labels(y, len(images), victim.nb_classes))
         view = check_classifier(victim)
-        if self.source_access == "gradients" and not view.preprocess.differentiable:
+        if self._needs_gradients() and not view.preprocess.differentiable:
             raise InvalidInputError(
                 "The victim's preprocessing defences have no torch gradient, which this verifier's extraction needs: use "
                 "their PyTorch versions, or move them into the model."

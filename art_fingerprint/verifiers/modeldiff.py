@@ -1,0 +1,453 @@
+"""ModelDiff: compare how two models' outputs move between paired inputs (decision distance vectors)."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from art.estimators.classification import PyTorchClassifier
+from art.exceptions import EstimatorError
+from torch import Tensor
+
+from art_fingerprint.core.checks import check_choice, check_flag, check_number, is_classifier
+from art_fingerprint.core.classifier import LogitsNetwork, clip_bounds, guarded, network_of
+from art_fingerprint.core.digests import array_digest, network_digest
+from art_fingerprint.core.outputs import OutputKind, to_probabilities
+from art_fingerprint.core.queries import Suspect, same_space
+from art_fingerprint.core.seeding import torch_generator
+from art_fingerprint.exceptions import (
+    EmptyFingerprintError,
+    IncompatibleSuspectError,
+    InvalidInputError,
+    NonFiniteOutputError,
+    NotExtractedError,
+)
+from art_fingerprint.verifiers.base import Access, Metric, Verifier
+from art_fingerprint.verifiers.fingerprint import Fingerprint
+from art_fingerprint.verifiers.modeldiff_probes import (
+    CLASS_WEIGHTS,
+    OBJECTIVES,
+    make_class_weights,
+    pgd_partners,
+    search_probes,
+)
+
+logger = logging.getLogger(__name__)
+
+GENERATORS = ("pgd", "search", "natural")
+# Cosine distances below this are the rounding of float32 outputs (relative 2^-23, squared, with room), not a change.
+_ZERO_DISTANCE = 1e-12
+
+
+# ---------------------------------------------------------------------- formulas
+def decision_distances(a: Tensor, b: Tensor) -> Tensor:
+    """Return the decision distance vector ``DDV_i = 1 - cos(a_i, b_i)``.
+
+    Computed as ``|a_i/|a_i| - b_i/|b_i||^2 / 2``, the same number without the cancellation near 0. Two zero rows have
+    distance 0, a zero and a non-zero row distance 1. A positive factor on any row and a common permutation of the
+    columns change nothing; a shift does, so logits and probabilities must not be mixed.
+
+    :param a: Outputs on the seeds, ``(n, K)``.
+    :param b: Outputs on the partners, ``(n, K)``.
+    :return: ``(n,)`` float64 in [0, 2].
+    """
+    unit_a, unit_b = (F.normalize(_scaled(rows), dim=1, eps=1e-300) for rows in (a, b))
+    zeros = (unit_a == 0).all(1) ^ (unit_b == 0).all(1)
+    distances = (unit_a - unit_b).square().sum(1) / 2
+    return torch.where(zeros, 1.0, distances).clamp(0, 2)
+
+
+def _scaled(rows: Tensor) -> Tensor:
+    # norms of tiny (probabilities of 1e-30) or huge rows must neither vanish nor overflow
+    rows = rows.double()
+    peak = rows.abs().amax(1, keepdim=True)
+    return rows / torch.where(peak > 0, peak, 1.0)
+
+
+def ddv_similarity(ddv_f: Tensor, ddv_g: Tensor) -> float:
+    """Return the cosine of two decision distance vectors, in [0, 1]; NaN if either is zero everywhere.
+
+    Entries below 1e-12 everywhere count as zero: float32 outputs cannot show so small an angle. Unrelated models do
+    not score near 0: two independent non-negative vectors have a cosine near ``(E d)^2 / E[d^2]``, 0.75 for uniform
+    entries.
+
+    :param ddv_f: The victim's ``(n,)``.
+    :param ddv_g: The suspect's ``(n,)``.
+    """
+    f, g = ddv_f.double(), ddv_g.double()
+    if float(f.max()) <= _ZERO_DISTANCE or float(g.max()) <= _ZERO_DISTANCE:
+        return math.nan
+    return min(1.0, float(F.normalize(f, dim=0, eps=1e-300) @ F.normalize(g, dim=0, eps=1e-300)))
+
+
+def decision_distance_matrix(outputs: Tensor) -> Tensor:
+    """Return the Euclidean distances between the outputs on all inputs, ``(N, K) -> (N, N)`` float64.
+
+    Differences are taken directly: the matrix-product form leaves a residue on the diagonal.
+    """
+    outputs = outputs.double()
+    return torch.cdist(outputs, outputs, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def ddm_distance(matrix_f: Tensor, matrix_g: Tensor) -> float:
+    """Return ``DDM = 1 - (1 + cos(vec M_f, vec M_g)) / 2``, in [0, 0.5]; NaN if a matrix is zero.
+
+    The published codes call it a similarity, yet identical models give 0: it is a distance.
+    """
+    f, g = matrix_f.double().flatten(), matrix_g.double().flatten()
+    if not f.any() or not g.any():
+        return math.nan
+    return float((F.normalize(f, dim=0) - F.normalize(g, dim=0)).square().sum()) / 4
+
+
+def population_minmax(values: Sequence[float] | np.ndarray, *, invert: bool = False) -> np.ndarray:
+    """Return ``(v - min) / (max - min)`` over a population of models and seeds, or 1 minus that.
+
+    RemovalNet's scripts normalise a table's ModelDiff column in this way, DDM inverted (deviation M3 of the published
+    column from raw DDV cosines; an inference from its values). Such numbers depend on who else is in the table: never
+    use them as scores. NaN entries stay NaN and do not count.
+
+    :param values: One metric over the whole comparison, any shape.
+    :param invert: Turn a distance into a similarity.
+    :raises InvalidInputError: fewer than two different finite values.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    finite = array[np.isfinite(array)]
+    if finite.size == 0 or finite.min() == finite.max():
+        raise InvalidInputError("`values` must hold at least two different finite numbers to be normalised.")
+    scaled = (array - finite.min()) / (finite.max() - finite.min())
+    return 1 - scaled if invert else scaled
+
+
+# ---------------------------------------------------------------------- verifier
+class ModelDiffVerifier(Verifier):
+    """ModelDiff (Li et al., ISSTA 2021): pairs of inputs, and how far each model's output moves within a pair.
+
+    Metric ``DDV``: ``cos(DDV_f, DDV_g)`` with ``DDV_h[i] = 1 - cos(o_h(x_i), o_h(x'_i))``, a similarity in [0, 1].
+    Access: scores. The suspect may have another architecture and another number of classes. ``DDM`` (see
+    :func:`ddm_distance`) comes with it at no further query.
+
+    Generators of the pairs:
+
+    - ``"pgd"`` (official evaluation notebook): random seeds, partners by Linf-PGD on the victim, see
+      :func:`~art_fingerprint.verifiers.modeldiff_probes.away_from_mean`. Needs the victim's gradients.
+    - ``"search"`` (official Python module): black-box search over single input entries, see
+      :func:`~art_fingerprint.verifiers.modeldiff_probes.search_probes`. Needs scores only. ``models="both"`` is the
+      published form, whose probes depend on the suspect: call :meth:`extract_joint`.
+    - ``"natural"``: pairs of unchanged images.
+
+    Outputs are compared as the models give them: logits with logits, probabilities with probabilities. If one model
+    gives logits and the other probabilities, both are compared as probabilities, with a warning.
+
+    Deviations from the official code: seeds are images as given, without training augmentation; partners are also kept
+    inside the classifier's ``clip_values``, because a real service refuses other inputs; the ascent runs on log
+    probabilities if the victim gives probabilities, whose own gradients vanish; DDV, not the module's default DDM. With
+    two classes logits are nearly antipodal and DDV measures label flips: prefer ``space="probabilities"``.
+
+    Cost of extraction: ``pgd`` ``2 n + n max_iter`` forward and ``n max_iter`` backward samples; ``search``
+    ``4 n + 2 search_iterations`` forward samples of the victim, and ``2 n + 2 search_iterations`` queries to the
+    suspect in the joint form; ``natural`` ``2 n`` forward samples. Scoring: ``2 n`` queries.
+    """
+
+    metrics: ClassVar[tuple[Metric, ...]] = (Metric("DDV", "similarity", "scores"),)
+    source_access: ClassVar[Access] = "gradients"
+    suspect_access: ClassVar[Access] = "scores"
+    verifier_params: ClassVar[list[str]] = [
+        *Verifier.verifier_params,
+        "nb_pairs",
+        "generator",
+        "space",
+        "units",
+        "radius",
+        "step",
+        "max_iter",
+        "objective",
+        "class_weights",
+        "clip",
+        "models",
+        "search_step",
+        "search_iterations",
+        "search_departure",
+        "search_clip",
+    ]
+    profiles: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {},
+        "removalnet": {"nb_pairs": 50, "generator": "search"},
+        "removalnet-legacy": {"nb_pairs": 50, "generator": "search", "models": "both", "search_departure": "seeds"},
+    }
+
+    def __init__(
+        self,
+        classifier: PyTorchClassifier | None,
+        *,
+        nb_pairs: int = 100,
+        generator: str = "pgd",
+        space: str = "auto",
+        units: str = "standardised",
+        radius: float = 0.06,
+        step: float = 0.01,
+        max_iter: int = 50,
+        objective: str = "away-from-mean",
+        class_weights: str = "first-class",
+        clip: str = "batch",
+        models: str = "victim",
+        search_step: float = 0.2,
+        search_iterations: int = 1000,
+        search_departure: str = "mutated",
+        search_clip: bool = False,
+        metric_names: Sequence[str] | None = None,
+        batch_size: int = 128,
+        seed: int = 0,
+        verbose: bool = False,
+    ) -> None:
+        """
+        :param classifier: The victim; ``None`` only through :meth:`from_fingerprint`.
+        :param nb_pairs: Number of pairs n, 2 or more (notebook 100, module 300, RemovalNet 50); fewer if the data are.
+        :param generator: ``"pgd"``, ``"search"`` or ``"natural"``.
+        :param space: ``"auto"``: as the models answer; ``"probabilities"``: always compare probabilities (ours).
+        :param units: Of ``radius``, ``step`` and ``search_step``: ``"standardised"`` (all official codes; multiplied by
+            the standard deviation of the classifier's standardisation, per channel) or ``"input"`` (raw pixels).
+        :param radius: Linf radius of ``pgd``, 0 or more (notebook).
+        :param step: Step of ``pgd`` (notebook).
+        :param max_iter: Steps of ``pgd`` (notebook).
+        :param objective: What ``pgd`` maximises: ``"away-from-mean"`` (notebook), ``"cosine"``
+            (``1 - cos(f(x'), o_i)``, ours) or ``"untargeted-ce"`` (cross-entropy on the predicted label, QuRD).
+        :param class_weights: Of ``"away-from-mean"``: ``"first-class"`` (notebook) or ``"uniform"``.
+        :param clip: Range of ``pgd`` partners: ``"batch"``, smallest to largest value of the seeds (notebook),
+            ``"classifier"`` or ``"none"``; the first two respect ``clip_values``.
+        :param models: ``"victim"``, or ``"both"`` for the joint ``search`` of :meth:`extract_joint`.
+        :param search_step: Size of one mutation (module 0.2).
+        :param search_iterations: Number of mutations tried (module 1000).
+        :param search_departure: ``"mutated"``, or RemovalNet's ``"seeds"``, which evaluates the departure at unmutated
+            inputs (a defect: the factor is a rounding residue, 0 for up to 25 inputs).
+        :param search_clip: Keep mutations inside ``clip_values`` (no official code does).
+        :param metric_names: As in :class:`Verifier`.
+        :param batch_size: As in :class:`Verifier`.
+        :param seed: As in :class:`Verifier`.
+        :param verbose: As in :class:`Verifier`.
+        """
+        super().__init__(classifier, metric_names=metric_names, batch_size=batch_size, seed=seed, verbose=verbose)
+        self.nb_pairs = nb_pairs
+        self.generator = generator
+        self.space = space
+        self.units = units
+        self.radius = radius
+        self.step = step
+        self.max_iter = max_iter
+        self.objective = objective
+        self.class_weights = class_weights
+        self.clip = clip
+        self.models = models
+        self.search_step = search_step
+        self.search_iterations = search_iterations
+        self.search_departure = search_departure
+        self.search_clip = search_clip
+        self._partner: Suspect | None = None
+        self._check_params()
+
+    def extract_joint(self, suspect: Any, x: np.ndarray, y: np.ndarray | None = None) -> Fingerprint:
+        """Extract with the published joint search (``generator="search", models="both"``), which queries the suspect.
+
+        The fingerprint then depends on this suspect and says so: ``facts["joint"]`` is a digest of its weights (of its
+        answers to the seeds, if it is query-only) and ``facts["joint_queries"]`` what the search cost. Other models can
+        be scored with it, as calibration does; the official code searches anew for every pair of models.
+
+        :param suspect: Any ART classifier with scores. Only read.
+        :param x: Owner's data; the official module gives training images of both models.
+        :param y: Not used.
+        :raises InvalidInputError: the parameters do not ask for the joint search.
+        """
+        if not self._joint:
+            raise InvalidInputError('extract_joint() needs generator="search" and models="both"; use extract() else.')
+        if self._estimator is None:
+            raise NotExtractedError("This verifier was made from a fingerprint and has no victim to extract from.")
+        if not is_classifier(suspect):
+            raise EstimatorError(type(self), self._estimator_requirements, suspect)
+        partner = Suspect(suspect, self.batch_size)
+        partner.check_shape(tuple(self._estimator.input_shape))
+        self._partner = partner
+        try:
+            with guarded(suspect, weights=False):
+                return self.extract(x, y)
+        finally:
+            self._partner = None
+
+    # ------------------------------------------------------------------ hooks
+    def _needs_gradients(self) -> bool:
+        return self.generator == "pgd"
+
+    def _extract(
+        self, victim: LogitsNetwork, x: Tensor, y: Tensor | None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        if self._joint and self._partner is None:
+            raise InvalidInputError(
+                'models="both" queries the suspect during extraction: call extract_joint(suspect, x).'
+            )
+        per_pair = 1 if self.generator == "pgd" else 2
+        n = min(self.nb_pairs, len(x) // per_pair)
+        if n < 2:
+            raise EmptyFingerprintError(
+                f"`x` has {len(x)} images; {2 * per_pair} or more are needed for two pairs, and {10 * per_pair} for a "
+                "useful fingerprint (the cosine of one number is always 1)."
+            )
+        if n < 10:
+            warnings.warn(f"The fingerprint has only {n} pairs; ten or more are advised.", stacklevel=3)
+        order = torch.randperm(len(x), generator=torch_generator(self.seed, "modeldiff", "seeds"))[: n * per_pair]
+        pool = x[order]
+        facts: dict[str, Any] = {"nb_requested": self.nb_pairs, "nb_pairs": n, "joint": None}
+        if self.generator == "search":
+            pool = self._search(victim, pool, facts)
+        seeds = pool[:n]
+        seed_outputs = _finite(victim.predict(seeds, self.batch_size), "seeds")
+        partners = self._ascend(victim, seeds, seed_outputs) if self.generator == "pgd" else pool[n:]
+        partner_outputs = _finite(victim.predict(partners, self.batch_size), "partners")
+        space = "probabilities" if self.space == "probabilities" else victim.kind
+        ddv = decision_distances(_in_space(seed_outputs, space), _in_space(partner_outputs, space))
+        if float(ddv.max()) <= _ZERO_DISTANCE:
+            warnings.warn(
+                "No pair moves the victim's output, so DDV is undefined: raise `radius` or `max_iter`.",
+                stacklevel=3,
+            )
+        arrays = {
+            "seeds": seeds,
+            "partners": partners,
+            "seed_outputs": seed_outputs,
+            "partner_outputs": partner_outputs,
+        }
+        return {name: array.numpy() for name, array in arrays.items()}, facts
+
+    def _score(self, suspect: Suspect, fingerprint: Fingerprint) -> dict[str, float]:
+        probes, outputs_f = (
+            torch.cat([torch.from_numpy(fingerprint.arrays[name]) for name in names])
+            for names in (("seeds", "partners"), ("seed_outputs", "partner_outputs"))
+        )
+        outputs_g = suspect.logits(probes)
+        if outputs_g.shape[1] < 2:
+            raise IncompatibleSuspectError(
+                "The suspect answers one score per sample; a cosine needs two or more: return both classes' scores."
+            )
+        space: OutputKind = fingerprint.facts["outputs"]
+        if self.space == "probabilities" or not same_space(space, suspect.kind):
+            space = "probabilities"
+        f, g = _in_space(outputs_f, space), _in_space(outputs_g, space)
+        n = len(probes) // 2
+        similarity = ddv_similarity(decision_distances(f[:n], f[n:]), decision_distances(g[:n], g[n:]))
+        if math.isnan(similarity):
+            warnings.warn("No pair moves the output of the victim or of the suspect: DDV is undefined.", stacklevel=3)
+        return {"DDV": similarity, "DDM": ddm_distance(decision_distance_matrix(f), decision_distance_matrix(g))}
+
+    # ------------------------------------------------------------------ generators
+    @property
+    def _joint(self) -> bool:
+        return self.generator == "search" and self.models == "both"
+
+    def _unit(self, victim: LogitsNetwork) -> tuple[Tensor, Tensor]:
+        """Return offset and length of one unit in input space, broadcastable to a sample."""
+        if self.units == "input":
+            return torch.zeros(1), torch.ones(1)
+        column = (-1, *([1] * (len(self._estimator.input_shape) - 1)))  # type: ignore[union-attr]
+        mean, std = victim.standardisation
+        return mean.view(column), std.view(column)
+
+    def _bounds(self, victim: LogitsNetwork, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        low, high = (torch.tensor(bound) for bound in (-math.inf, math.inf))
+        if self.clip != "none" and self._estimator.clip_values is not None:  # type: ignore[union-attr]
+            low, high = (torch.tensor(bound) for bound in clip_bounds(self._estimator))  # type: ignore[arg-type]
+        if self.clip == "batch":
+            mean, std = self._unit(victim)
+            scaled = (seeds - mean) / std
+            low, high = torch.maximum(low, scaled.min() * std + mean), torch.minimum(high, scaled.max() * std + mean)
+        return low, high
+
+    def _ascend(self, victim: LogitsNetwork, seeds: Tensor, outputs: Tensor) -> Tensor:
+        sigma = self._unit(victim)[1]
+        low, high = self._bounds(victim, seeds)
+        noise = torch.rand(seeds.shape, generator=torch_generator(self.seed, "modeldiff", "start"))
+        return pgd_partners(
+            victim,
+            seeds,
+            outputs,
+            starts=seeds + (2 * noise - 1) * self.radius * sigma,
+            objective=self.objective,
+            weights=make_class_weights(outputs.shape[1], self.class_weights),
+            radius=self.radius * sigma,
+            step=self.step * sigma,
+            max_iter=self.max_iter,
+            low=low,
+            high=high,
+            batch_size=self.batch_size,
+            device=victim.device,
+        )
+
+    def _search(self, victim: LogitsNetwork, pool: Tensor, facts: dict[str, Any]) -> Tensor:
+        draws = torch_generator(self.seed, "modeldiff", "search")
+        rows = torch.randint(len(pool), (self.search_iterations,), generator=draws)
+        positions = torch.randint(pool[0].numel(), (self.search_iterations,), generator=draws)
+
+        def ask_victim(x: Tensor) -> Tensor:
+            logits = victim.predict(x, self.batch_size)
+            return _in_space(logits, victim.kind)
+
+        models = [ask_victim]
+        partner = self._partner
+        if partner is not None:
+            if isinstance(partner.classifier, PyTorchClassifier):
+                facts["joint"] = network_digest(network_of(partner.classifier))
+
+            def ask_suspect(x: Tensor) -> Tensor:
+                logits = partner.logits(x)
+                facts["joint"] = facts["joint"] or array_digest(logits.numpy())
+                return _in_space(logits, partner.kind)
+
+            models.append(ask_suspect)
+        low, high = clip_bounds(self._estimator) if self.search_clip else (-math.inf, math.inf)  # type: ignore[arg-type]
+        mutated, accepted = search_probes(
+            pool,
+            models,
+            step=(self.search_step * self._unit(victim)[1]).expand(pool.shape[1:]),
+            rows=rows,
+            positions=positions,
+            constant_departure=self.search_departure == "seeds",
+            low=low,
+            high=high,
+        )
+        facts["search_accepted"] = int(accepted.sum())
+        if partner is not None:
+            facts["joint_queries"] = partner.queries
+        logger.info("Search accepted %d of %d mutations", facts["search_accepted"], self.search_iterations)
+        return mutated
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        check_number("nb_pairs", self.nb_pairs, 2, integer=True)
+        check_choice("generator", self.generator, GENERATORS)
+        check_choice("space", self.space, ("auto", "probabilities"))
+        check_choice("units", self.units, ("standardised", "input"))
+        check_number("radius", self.radius, 0)
+        check_number("step", self.step, 0, open_low=True)
+        check_number("max_iter", self.max_iter, 0, integer=True)
+        check_choice("objective", self.objective, OBJECTIVES)
+        check_choice("class_weights", self.class_weights, CLASS_WEIGHTS)
+        check_choice("clip", self.clip, ("batch", "classifier", "none"))
+        check_choice("models", self.models, ("victim", "both"))
+        check_number("search_step", self.search_step, 0, open_low=True)
+        check_number("search_iterations", self.search_iterations, 0, integer=True)
+        check_choice("search_departure", self.search_departure, ("mutated", "seeds"))
+        check_flag("search_clip", self.search_clip)
+
+
+def _in_space(logits: Tensor, space: str) -> Tensor:
+    return to_probabilities(logits) if space == "probabilities" else logits.double()
+
+
+def _finite(outputs: Tensor, what: str) -> Tensor:
+    bad = int((~torch.isfinite(outputs)).any(1).sum())
+    if bad:
+        raise NonFiniteOutputError(f"The victim answers {bad} of {len(outputs)} {what} with NaN or infinite scores.")
+    return outputs
