@@ -1,1 +1,1 @@
-"""Everything that touches ART, torch modules or third-party state. Attacks and verifiers build on it, never around it."""
+"""Everything that touches ART, torch modules or third-party state. Attacks and verifiers build on it."""

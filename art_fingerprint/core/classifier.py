@@ -1,7 +1,7 @@
 """Access to an ART ``PyTorchClassifier``: its network, its preprocessing, its logits, a true copy, and its protection.
 
-ART's own cloning and pickling write weights to disk and share objects, and its activation taps are never removed. All of
-that is avoided here, and no other module of the package touches ART's private attributes.
+ART's own cloning and pickling write weights to disk and share objects, and its activation taps are never removed. All
+of that is avoided here, and no other module of the package touches ART's private attributes.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def has_batch_norm(network: nn.Module) -> bool:
 
 
 def clone_network(network: nn.Module) -> nn.Module:
-    """Deep-copy a network: no shared storage, no hooks, no gradients, pruning made permanent, nothing written to disk."""
+    """Deep-copy a network: no shared storage, no hooks, no gradients, pruning made permanent, no files written."""
     # Re-parametrised weights are results of autograd, which deepcopy refuses: hand it detached copies of those.
     memo: dict[int, Any] = {}
     for module in network.modules():
@@ -161,8 +161,8 @@ class LogitsNetwork(nn.Module):
     Postprocessing defences are not applied: this is the white-box view. Shares the classifier's parameters.
 
     :param classifier: The classifier to look into.
-    :param outputs: What its model returns: ``"logits"``, ``"probabilities"`` or ``"auto"`` (decided on the first batch).
-        Probabilities become logits by ``log(max(p, 1e-30))``, which keeps all differences of logits.
+    :param outputs: What its model returns: ``"logits"``, ``"probabilities"`` or ``"auto"`` (decided on the first
+        batch). Probabilities become logits by ``log(max(p, 1e-30))``, which keeps all differences of logits.
     """
 
     def __init__(self, classifier: PyTorchClassifier, outputs: OutputKind = "auto") -> None:
@@ -176,7 +176,7 @@ class LogitsNetwork(nn.Module):
 
     @property
     def standardisation(self) -> tuple[Tensor, Tensor]:
-        """Per-channel mean and standard deviation of the classifier's preprocessing, ``(C,)`` each; 0 and 1 without one."""
+        """Per-channel mean and standard deviation of the preprocessing, ``(C,)`` each; 0 and 1 without one."""
         step = self._standardiser
         channels = self._input_shape[0]
         mean, std = (0.0, 1.0) if step is None else (step.mean, step.std)
@@ -212,8 +212,8 @@ def check_output(raw: object) -> Tensor:
     """Return a network's output if it is one tensor of class scores, else say what to do."""
     if not isinstance(raw, Tensor):
         raise InvalidInputError(
-            f"The model returns {type(raw).__name__}, but one tensor of logits (n, nb_classes) is needed: wrap it in an "
-            "nn.Module that returns the logits alone (torchvision's Inception: aux_logits=False)."
+            f"The model returns {type(raw).__name__}, but one tensor of logits (n, nb_classes) is needed: wrap it in "
+            "an nn.Module that returns the logits alone (torchvision's Inception: aux_logits=False)."
         )
     if raw.ndim != 2 or raw.shape[1] < 2:
         raise InvalidInputError(

@@ -1,12 +1,12 @@
 """Split a network f at a layer into head h and tail g, f = g(h(x)), both sharing f's parameters.
 
 The tail is cut out of the traced graph, so that running it never runs the head (attack specification B.3). Only strict
-ancestors of the layer are opened while tracing; everything else stays one call, which follows train/eval mode and works
-for architectures that cannot be traced whole. Networks that cannot be traced at all fall back to a hook that replaces the
-layer's output; this gives the same numbers and pays one head pass more for each tail pass (B.4).
+ancestors of the layer are opened while tracing; everything else stays one call, which follows train/eval mode and
+works for architectures that cannot be traced whole. Networks that cannot be traced at all fall back to a hook that
+replaces the layer's output; this gives the same numbers and pays one head pass more for each tail pass (B.4).
 
-The tail is for evaluation mode: a ``self.training`` read by an opened ancestor is frozen when the graph is traced. Latent
-and output of a training pass come from :meth:`LayerCut.forward`, which is the untouched network with one hook.
+The tail is for evaluation mode: a ``self.training`` read by an opened ancestor is frozen when the graph is traced.
+Latent and output of a training pass come from :meth:`LayerCut.forward`, which is the untouched network with one hook.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class LayerCut:
     :param require_single_tensor: Refuse cuts whose tail also needs other tensors of the head.
     :param method: ``"graph"``, ``"hooks"``, or ``"auto"``: graph, and hooks where that is impossible.
     :ivar method: What is used, ``"graph"`` or ``"hooks"``.
-    :ivar nb_side_inputs: Number of further head tensors that the tail needs (a skip connection around the layer); they are
-        held constant while the tail is run.
+    :ivar nb_side_inputs: Number of further head tensors that the tail needs (a skip connection around the layer); they
+        are held constant while the tail is run.
     :raises LayerNotFoundError: no such layer.
     :raises LayerCutError: the layer is unused, called more than once, or does not return one float tensor ``(B, ...)``.
     """

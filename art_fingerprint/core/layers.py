@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from art_fingerprint.core.taps import get_layer
 from art_fingerprint.exceptions import InvalidInputError, LayerNotFoundError
 
-# Stage outputs in execution order, as (name of the family, layer names). The first family whose names all exist is taken.
+# Stage outputs in execution order, by family. The first family whose names all exist is taken.
 _FAMILIES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("ResNet", ("maxpool", "layer1", "layer2", "layer3", "layer4")),
     (
@@ -41,13 +41,16 @@ class LayerTrace:
 
 @contextmanager
 def recorded(network: nn.Module, layers: list[str]) -> Iterator[dict[str, LayerTrace]]:
-    """Record calls and outputs of the named layers during a block."""
+    """Record calls and outputs of the named layers during a block.
+
+    Tensors are copied, since the operation after a layer may work in place; gradients flow through the copies.
+    """
     traces = {layer: LayerTrace() for layer in layers}
 
     def make_hook(trace: LayerTrace):  # type: ignore[no-untyped-def]
         def hook(_module: nn.Module, _inputs: object, output: object) -> None:
             trace.calls += 1
-            trace.outputs.append(output)
+            trace.outputs.append(output.clone() if isinstance(output, Tensor) else output)
 
         return hook
 

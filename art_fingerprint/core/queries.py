@@ -75,8 +75,8 @@ class Suspect:
         """Raise :class:`IncompatibleSuspectError` unless the suspect takes samples of this shape."""
         if tuple(input_shape) != self.input_shape and self.input_shape != (int(np.prod(input_shape)),):
             raise IncompatibleSuspectError(
-                f"The fingerprint's probes have shape {tuple(input_shape)}, the suspect takes {self.input_shape}. Probes "
-                "are never resized: wrap the suspect if its inputs differ."
+                f"The fingerprint's probes have shape {tuple(input_shape)}, the suspect takes {self.input_shape}. "
+                "Probes are never resized: wrap the suspect if its inputs differ."
             )
 
     def raw(self, x: Tensor) -> Tensor:
@@ -95,7 +95,8 @@ class Suspect:
             answer = torch.from_numpy(np.array(self.classifier.predict(array), dtype=np.float32))
             if answer.ndim != 2 or len(answer) != len(x):
                 raise IncompatibleSuspectError(
-                    f"The suspect answered {len(x)} samples with shape {tuple(answer.shape)}; (n, nb_classes) was expected."
+                    f"The suspect answered {len(x)} samples with shape {tuple(answer.shape)}; (n, nb_classes) was "
+                    "expected."
                 )
         bad = int((~torch.isfinite(answer)).any(1).sum())
         if bad:
@@ -127,8 +128,8 @@ class Suspect:
         """
         if not isinstance(self.classifier, PyTorchClassifier):
             raise AccessError(
-                f"This metric reads the suspect's layers, which a {type(self.classifier).__name__} does not show: use a "
-                "PyTorchClassifier or a query-only verifier."
+                f"This metric reads the suspect's layers, which a {type(self.classifier).__name__} does not show: use "
+                "a PyTorchClassifier or a query-only verifier."
             )
         return self._view if self._view is not None else LogitsNetwork(self.classifier, "logits")
 

@@ -59,9 +59,9 @@ class Metric:
 class Verifier(abc.ABC):
     """Base of all verifiers, on the owner's side what ``Attack`` is on the red team's.
 
-    A subclass states its facts (:attr:`metrics`, :attr:`source_access`, :attr:`suspect_access`, :attr:`verifier_params`)
-    and writes two hooks, :meth:`_extract` and :meth:`_score`. This class checks, protects both models, meters queries,
-    calibrates and decides.
+    A subclass states its facts (:attr:`metrics`, :attr:`source_access`, :attr:`suspect_access`,
+    :attr:`verifier_params`) and writes two hooks, :meth:`_extract` and :meth:`_score`. This class checks, protects
+    both models, meters queries, calibrates and decides.
 
     :ivar fingerprint: The fingerprint, once :meth:`extract` has run or a file was given to :meth:`from_fingerprint`.
     """
@@ -83,8 +83,8 @@ class Verifier(abc.ABC):
         verbose: bool = False,
     ) -> None:
         """
-        :param classifier: The victim. ``None`` only through :meth:`from_fingerprint`: such a verifier scores suspects but
-            cannot extract.
+        :param classifier: The victim. ``None`` only through :meth:`from_fingerprint`: such a verifier scores suspects
+            but cannot extract.
         :param metric_names: Metrics to compute and let vote; default all of :attr:`metrics`.
         :param batch_size: Samples in one forward pass; results do not depend on it.
         :param seed: Seed of all random draws.
@@ -144,8 +144,8 @@ class Verifier(abc.ABC):
         view = check_classifier(victim)
         if self._needs_gradients() and not view.preprocess.differentiable:
             raise InvalidInputError(
-                "The victim's preprocessing defences have no torch gradient, which this verifier's extraction needs: use "
-                "their PyTorch versions, or move them into the model."
+                "The victim's preprocessing defences have no torch gradient, which this verifier's extraction needs: "
+                "use their PyTorch versions, or move them into the model."
             )
         with guarded(victim):
             view.network.eval().requires_grad_(False)

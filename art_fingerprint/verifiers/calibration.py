@@ -63,7 +63,7 @@ def threshold(
 
 
 def is_derived(value: float, tau: float, direction: Direction, rule: Rule = "extreme") -> bool:
-    """Decide one metric. Strict for ``extreme`` (the reference that sets the threshold is not flagged), else inclusive."""
+    """Decide one metric: strictly for ``extreme`` (the reference that sets tau is not flagged), else inclusively."""
     if rule == "extreme":
         return value < tau if direction == "distance" else value > tau
     return value <= tau if direction == "distance" else value >= tau

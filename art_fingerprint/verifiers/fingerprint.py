@@ -27,7 +27,8 @@ class Fingerprint:
 
     :ivar verifier: Class name of the verifier that made it.
     :ivar params: The verifier's parameters, JSON values only.
-    :ivar facts: What extraction found out (shapes, clip values, counts, output kind, victim digest, versions), JSON only.
+    :ivar facts: What extraction found out (shapes, clip values, counts, output kind, victim digest, versions), JSON
+        only.
     :ivar arrays: Probes and cached answers of the victim, name to array.
     :ivar calibration: Thresholds from reference models, set by ``Verifier.calibrate``; not part of the digest.
     """
@@ -40,7 +41,7 @@ class Fingerprint:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over verifier, parameters, facts and arrays: two fingerprints with one digest give the same scores."""
+        """SHA-256 over verifier, parameters, facts and arrays: one digest, one set of scores for a suspect."""
         digest = hashlib.sha256(_json({"verifier": self.verifier, "params": self.params, "facts": self.facts}).encode())
         for name in sorted(self.arrays):
             array = np.ascontiguousarray(self.arrays[name])

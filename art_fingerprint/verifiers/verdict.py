@@ -80,8 +80,8 @@ class Verdict:
     def __repr__(self) -> str:
         words = {True: "DERIVED from the victim", False: "not derived", None: f"undecided: {self.reason}"}
         lines = [
-            f"{self.verifier}: {words[self.derived]} ({self.vote} of {len(self.metrics)} metrics, {self.queries} queries, "
-            f"{self.nb_references} reference models)"
+            f"{self.verifier}: {words[self.derived]} ({self.vote} of {len(self.metrics)} metrics, {self.queries} "
+            f"queries, {self.nb_references} reference models)"
         ]
         for name, result in self.metrics.items():
             sign = "<" if result.direction == "distance" else ">"

@@ -1,0 +1,464 @@
+"""RemovalNet: remove a model's fingerprint by bilevel optimisation, keeping its accuracy.
+
+H. Yao et al., "RemovalNet: DNN Fingerprint Removal Attacks", IEEE Transactions on Dependable and Secure Computing, 2023
+(arXiv 2308.12319).
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from art.estimators.classification import PyTorchClassifier
+from art.summary_writer import SummaryWriter
+from torch import Tensor, nn
+
+from art_fingerprint.attacks import removalnet_terms as terms
+from art_fingerprint.attacks.base import RemovalAttack, SubstituteSet, SurrogateCallback
+from art_fingerprint.core.checks import check_choice, check_flag, check_number
+from art_fingerprint.core.classifier import LogitsNetwork
+from art_fingerprint.core.cut import LayerCut
+from art_fingerprint.core.layers import resolve_layer
+from art_fingerprint.core.outputs import OutputKind
+from art_fingerprint.core.seeding import numpy_generator, torch_generator
+from art_fingerprint.core.taps import tap
+from art_fingerprint.core.training import Batch, Losses, fit, recalibrate_batch_norm
+from art_fingerprint.exceptions import InvalidInputError
+
+logger = logging.getLogger(__name__)
+
+
+class RemovalNetAttack(RemovalAttack):
+    r"""Derive a surrogate that behaves like the victim and does not look derived from it.
+
+    Each iteration makes two targets and takes one SGD step towards them. With head h and tail g at layer l,
+    f = g(h(x)), and the victim's labels y:
+
+    - latent target: from z' = shuffle(z + tan U), ``inner_steps`` times: shuffle, then
+      z' <- z' - ``inner_lr`` sign grad [CE(g(z'), y) - mu log ||z' - z||]  (paper section 3.2, Algorithm 1);
+    - logit target: p' = ILBS(p, y), each sample mixed with the batch's farthest one while its class holds (section 3.3,
+      Algorithm 2);
+    - step on alpha T^2 KL(q || softmax(f(x)/T)) + beta MSE(h(x), z') + gamma CE(f(x), y)  (equation 15).
+
+    Deviations from the paper's text, which the authors' code makes too (each has a switch): the latent and logits that
+    are perturbed are the *surrogate's* (``latent_source``, ``logit_source``); ILBS works on probabilities
+    (``ilbs_space``) and the KL target is soft-maxed again (``kl_target``); the learning rate is that of the code's
+    CIFAR10 rule. Deviations from the code: exactly ``max_iter`` steps (not two more); the victim is always in
+    evaluation mode; one head pass in training mode, not two (``reference_double_pass``); a remainder batch of one is
+    dropped.
+
+    Shape: ``generate(x)`` with x ``(n, C, H, W)`` float32 in ``clip_values``; labels are not used.
+
+    Cost of an iteration, head h and tail t in forward samples: 2(h+t) + ``inner_steps`` t forward, (h+t) full backward
+    and ``inner_steps`` t backward to z; once: n victim queries (2n with flips).
+
+    :param classifier: The victim.
+    :param layer: Where to cut: dotted name, stage number (1 = first), or ``None`` for the last stage that keeps a
+        quarter of the input height.
+    :param alpha: Weight of the KL term, >= 0; 0 skips it and ILBS.
+    :param beta: Weight of the latent term, >= 0; 0 skips it and the inner loop.
+    :param gamma: Weight of the cross-entropy term, >= 0.
+    :param temperature: T > 0 of the KL term.
+    :param inner_steps: Steps J of the latent problem.
+    :param inner_lr: Step size eta of the latent problem, in latent units.
+    :param log_weight: Weight mu of the log-distance.
+    :param shuffle_ratio: Share rho of channels shuffled each time, [0, 1]; 0 disables.
+    :param shuffle_dim: Axis that is shuffled: 1 (channels, or tokens) or -1 (embedding features of tokens).
+    :param shuffle_skip_prefix: Leave the first token (the class token) in its place. Only for tokens and
+        ``shuffle_dim=1``.
+    :param distance: ``"l2"`` or ``"cosine"``.
+    :param distance_scope: ``"batch"``: one norm over the whole batch (code); ``"sample"``: mean over samples.
+    :param latent_source: Whose latent and tail: ``"surrogate"`` (code) or ``"victim"`` (text).
+    :param logit_source: Whose logits ILBS perturbs: ``"surrogate"`` or ``"victim"``.
+    :param ilbs_space: ``"prob"`` (code) or ``"logit"`` (text; ``kl_target`` is then softmax(s'/T)).
+    :param kl_target: ``"double_softmax"`` (code), ``"log_prob"`` or ``"prob"`` (sensible with T = 1 only).
+    :param line_search: ``"grid"`` over ``grid`` or ``"exact"``.
+    :param grid: Weights tried by ILBS, ascending in (0, 1].
+    :param learning_rate: SGD learning rate, before ``subset_ratio``.
+    :param momentum: SGD momentum.
+    :param weight_decay: SGD weight decay.
+    :param lr_horizon: Cosine schedule length over ``max_iter``: 1.5 ends at a quarter of the rate.
+    :param max_iter: Number of SGD steps.
+    :param batch_size: Samples in a batch.
+    :param hflip: Random horizontal flips. Switch off where mirroring changes the class (digits, text).
+    :param subset_ratio: Share r of the training set that the attacker holds; the learning rate becomes lr (1 - r), or
+        lr (0.9 + 0.2 u) for r >= 0.9, u uniform on [0, 1).
+    :param bn_recalibrate: Batches for re-estimating BatchNorm statistics at the end; 0 keeps the paper's setting.
+    :param reference_double_pass: Run the head twice in training mode, as the code does: its BatchNorm statistics move
+        twice.
+    :param surrogate: Start from this classifier's weights instead of the victim's (same input and classes; the layer
+        must exist in it).
+    :param output: What the models return: ``"auto"``, ``"logits"`` or ``"probabilities"``.
+    :param require_single_tensor: Refuse layers inside a branch, whose tail needs more than z.
+    :param allow_degenerate: Accept a substitute set that the victim puts into one class.
+    :param callback: ``callback(step, surrogate, losses)``.
+    :param callback_interval: Steps between two calls.
+    :param seed: Seed.
+    :param summary_writer: As in ART.
+    :param verbose: Show a progress bar.
+    """
+
+    attack_params = [
+        *RemovalAttack.attack_params,
+        "layer",
+        "alpha",
+        "beta",
+        "gamma",
+        "temperature",
+        "inner_steps",
+        "inner_lr",
+        "log_weight",
+        "shuffle_ratio",
+        "shuffle_dim",
+        "shuffle_skip_prefix",
+        "distance",
+        "distance_scope",
+        "latent_source",
+        "logit_source",
+        "ilbs_space",
+        "kl_target",
+        "line_search",
+        "grid",
+        "learning_rate",
+        "momentum",
+        "weight_decay",
+        "lr_horizon",
+        "max_iter",
+        "subset_ratio",
+        "bn_recalibrate",
+        "reference_double_pass",
+        "surrogate",
+        "output",
+        "require_single_tensor",
+        "allow_degenerate",
+    ]
+
+    def __init__(
+        self,
+        classifier: PyTorchClassifier,
+        layer: str | int | None = None,
+        *,
+        alpha: float = 0.2,
+        beta: float = 2.0,
+        gamma: float = 0.6,
+        temperature: float = 20.0,
+        inner_steps: int = 20,
+        inner_lr: float = 0.01,
+        log_weight: float = 0.1,
+        shuffle_ratio: float = 0.02,
+        shuffle_dim: int = 1,
+        shuffle_skip_prefix: bool = False,
+        distance: terms.Distance = "l2",
+        distance_scope: terms.Scope = "batch",
+        latent_source: str = "surrogate",
+        logit_source: str = "surrogate",
+        ilbs_space: str = "prob",
+        kl_target: terms.KLTarget = "double_softmax",
+        line_search: str = "grid",
+        grid: Sequence[float] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+        learning_rate: float = 8e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        lr_horizon: float = 1.5,
+        max_iter: int = 1000,
+        batch_size: int = 128,
+        hflip: bool = True,
+        subset_ratio: float | None = None,
+        bn_recalibrate: int = 0,
+        reference_double_pass: bool = False,
+        surrogate: PyTorchClassifier | None = None,
+        output: OutputKind = "auto",
+        require_single_tensor: bool = False,
+        allow_degenerate: bool = False,
+        callback: SurrogateCallback | None = None,
+        callback_interval: int = 100,
+        seed: int = 0,
+        summary_writer: str | bool | SummaryWriter = False,
+        verbose: bool = False,
+    ) -> None:
+        super().__init__(
+            classifier,
+            batch_size=batch_size,
+            hflip=hflip,
+            callback=callback,
+            callback_interval=callback_interval,
+            seed=seed,
+            summary_writer=summary_writer,
+            verbose=verbose,
+        )
+        self.layer = layer
+        self.alpha = alpha
+        self.beta = beta
+        self.gamma = gamma
+        self.temperature = temperature
+        self.inner_steps = inner_steps
+        self.inner_lr = inner_lr
+        self.log_weight = log_weight
+        self.shuffle_ratio = shuffle_ratio
+        self.shuffle_dim = shuffle_dim
+        self.shuffle_skip_prefix = shuffle_skip_prefix
+        self.distance = distance
+        self.distance_scope = distance_scope
+        self.latent_source = latent_source
+        self.logit_source = logit_source
+        self.ilbs_space = ilbs_space
+        self.kl_target = kl_target
+        self.line_search = line_search
+        self.grid = tuple(grid)
+        self.learning_rate = learning_rate
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.lr_horizon = lr_horizon
+        self.max_iter = max_iter
+        self.subset_ratio = subset_ratio
+        self.bn_recalibrate = bn_recalibrate
+        self.reference_double_pass = reference_double_pass
+        self.surrogate = surrogate
+        self.output = output
+        self.require_single_tensor = require_single_tensor
+        self.allow_degenerate = allow_degenerate
+        self._check_params()
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        if self.layer is not None and (isinstance(self.layer, bool) or not isinstance(self.layer, str | int)):
+            raise InvalidInputError(f"`layer` must be a layer name, a stage number or None, got {self.layer!r}.")
+        for name in ("alpha", "beta", "gamma", "inner_lr", "log_weight", "learning_rate", "momentum", "weight_decay"):
+            check_number(name, getattr(self, name), 0)
+        if self.alpha == self.beta == self.gamma == 0:
+            raise InvalidInputError("`alpha`, `beta` and `gamma` are all 0: nothing would be optimised.")
+        check_number("temperature", self.temperature, 0, open_low=True)
+        check_number("inner_steps", self.inner_steps, 0, integer=True)
+        check_number("shuffle_ratio", self.shuffle_ratio, 0, 1)
+        check_choice("shuffle_dim", self.shuffle_dim, (1, -1))
+        check_choice("distance", self.distance, ("l2", "cosine"))
+        check_choice("distance_scope", self.distance_scope, ("batch", "sample"))
+        check_choice("latent_source", self.latent_source, ("surrogate", "victim"))
+        check_choice("logit_source", self.logit_source, ("surrogate", "victim"))
+        check_choice("ilbs_space", self.ilbs_space, ("prob", "logit"))
+        check_choice("kl_target", self.kl_target, ("double_softmax", "log_prob", "prob"))
+        check_choice("line_search", self.line_search, ("grid", "exact"))
+        self.grid = tuple(self.grid)
+        for weight in self.grid:
+            check_number("grid", weight, 0, 1, open_low=True)
+        if not self.grid or list(self.grid) != sorted(set(self.grid)):
+            raise InvalidInputError(f"`grid` must hold ascending weights in (0, 1], got {self.grid!r}.")
+        check_number("lr_horizon", self.lr_horizon, 1)
+        check_number("max_iter", self.max_iter, 1, integer=True)
+        if self.subset_ratio is not None:
+            check_number("subset_ratio", self.subset_ratio, 0, 1, open_low=True)
+        check_number("bn_recalibrate", self.bn_recalibrate, 0, integer=True)
+        flags = ("shuffle_skip_prefix", "reference_double_pass", "require_single_tensor", "allow_degenerate")
+        for name in flags:
+            check_flag(name, getattr(self, name))
+        check_choice("output", self.output, ("auto", "logits", "probabilities"))
+        if self.surrogate is not None:
+            if not isinstance(self.surrogate, PyTorchClassifier):
+                raise InvalidInputError(f"`surrogate` must be a PyTorchClassifier or None, got {self.surrogate!r}.")
+            for fact in ("input_shape", "nb_classes"):
+                if getattr(self.surrogate, fact) != getattr(self.estimator, fact):
+                    raise InvalidInputError(
+                        f"`surrogate` has {fact}={getattr(self.surrogate, fact)}, the victim "
+                        f"{getattr(self.estimator, fact)}; they must be equal."
+                    )
+
+    def params(self) -> dict[str, Any]:
+        """Return the parameters as JSON values; callables and the starting surrogate are left out."""
+        return {name: value for name, value in super().params().items() if name != "surrogate"}
+
+    def scaled_learning_rate(self) -> float:
+        """Return the learning rate after the rule for small substitute sets (see ``subset_ratio``)."""
+        if self.subset_ratio is None:
+            return self.learning_rate
+        if self.subset_ratio < 0.9:
+            return self.learning_rate * (1 - self.subset_ratio)
+        return self.learning_rate * (0.9 + 0.2 * float(numpy_generator(self.seed, "learning rate").random()))
+
+    def _check_data(self, data: SubstituteSet, network: nn.Module) -> None:
+        super()._check_data(data, network)
+        data.victim.kind = self.output
+        data.check_classes(self.estimator.nb_classes, self.allow_degenerate)
+
+    def _start(self) -> PyTorchClassifier:
+        return self.estimator if self.surrogate is None else self.surrogate
+
+    def _derive(self, surrogate: PyTorchClassifier, data: SubstituteSet) -> dict[str, Any]:
+        run = _Run(self, surrogate, data)
+        optimizer = torch.optim.SGD(
+            run.network.parameters(), self.scaled_learning_rate(), self.momentum, weight_decay=self.weight_decay
+        )
+        horizon = max(1, int(self.lr_horizon * self.max_iter))
+        losses = fit(
+            batches=self._batches(data),
+            loss=run.losses,
+            optimizer=optimizer,
+            max_iter=self.max_iter,
+            scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=horizon),
+            callback=self._watch(surrogate),
+            callback_interval=self.callback_interval,
+            description="RemovalNet",
+            verbose=self.verbose,
+        )
+        if self.bn_recalibrate:
+            recalibrate_batch_norm(run.network, self._batches(data, "recalibration"), self.bn_recalibrate)
+        return run.report(losses)
+
+
+class _Run:
+    """State of one ``generate`` call: the two networks, their cuts, and the loss of a batch."""
+
+    def __init__(self, attack: RemovalNetAttack, surrogate: PyTorchClassifier, data: SubstituteSet) -> None:
+        self.attack = attack
+        self.victim = data.victim
+        self.view = LogitsNetwork(surrogate, data.victim.kind)
+        self.network = self.view.network
+        self.labels = data.victim_labels(attack.hflip)
+        self.generator = torch_generator(attack.seed, "RemovalNet", device=data.victim.device)
+        example = self.victim.preprocess(data.x[:8].to(self.victim.device))
+        self.network.eval()
+        self.layer = resolve_layer(self.network, attack.layer, example)
+        logger.info("RemovalNet cuts at layer %s.", self.layer)
+        single = attack.require_single_tensor
+        self.cut = LayerCut(self.network, self.layer, example, single)
+        # Only built where it is asked for: its tail would otherwise cost a trace for nothing.
+        from_victim = "victim" in (attack.latent_source, attack.logit_source)
+        self.victim_cut = LayerCut(self.victim.network, self.layer, example, single) if from_victim else self.cut
+        self.trainable = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        self._check_latent(example)
+        self.steps = 0
+        self.unmet = torch.zeros((), device=example.device)
+
+    def _check_latent(self, example: Tensor) -> None:
+        attack = self.attack
+        with torch.no_grad():
+            z, output = self.cut.forward(example)
+        if attack.latent_source == "victim" and self.victim_cut.forward(example)[0].shape != z.shape:
+            raise InvalidInputError(
+                f"Layer {self.layer!r} has another shape in the victim than in `surrogate`; use "
+                "latent_source='surrogate'."
+            )
+        if z.shape == output.shape and torch.equal(z, output):
+            warnings.warn(
+                f"Layer {self.layer!r} is the network's output: the latent level works on logits.", stacklevel=5
+            )
+        if attack.shuffle_skip_prefix and (z.ndim != 3 or attack.shuffle_dim != 1):
+            raise InvalidInputError(
+                f"`shuffle_skip_prefix` is for tokens (n, tokens, features) with shuffle_dim=1; the latent at "
+                f"{self.layer!r} is {tuple(z.shape)}."
+            )
+        self.skip = int(attack.shuffle_skip_prefix)
+        self.nb_channels = z.shape[attack.shuffle_dim] - self.skip
+        self.shuffle_size = terms.shuffle_size(attack.shuffle_ratio, self.nb_channels)
+        if attack.beta and attack.shuffle_ratio and self.shuffle_size <= 1:
+            warnings.warn(
+                f"shuffle_ratio={attack.shuffle_ratio} of {self.nb_channels} channels at {self.layer!r} is at most one "
+                f"channel, so nothing is shuffled; raise it above {1 / max(self.nb_channels, 1):.3g}, or set it to 0 "
+                "to say so.",
+                stacklevel=5,
+            )
+        y = self.labels[0, : len(example)]
+        tail = self.cut.tail_for(example)
+        _, gradient = terms.latent_step(lambda v: self.view.logits(tail(v)), z, z, y, 0.0, 0.0)
+        if attack.beta and not bool(gradient.any()):
+            warnings.warn(
+                f"The output's gradient with respect to layer {self.layer!r} is exactly 0: the latent target is noise "
+                "alone. Choose another layer.",
+                stacklevel=5,
+            )
+
+    # ------------------------------------------------------------------ one iteration
+    def losses(self, batch: Batch) -> Losses:
+        """Return the weighted terms of the upper loss for one batch; see the class docstring of the attack."""
+        attack = self.attack
+        y = self.labels[batch.flipped, batch.index]
+        latent_target, kl_target = self._targets(batch.x, y)
+        self.network.train()
+        if attack.reference_double_pass:
+            with torch.no_grad():
+                tap(self.network, self.layer, batch.x)
+        z, output = self.cut.forward(batch.x)
+        logits = self.view.logits(output)
+        found: Losses = {}
+        if kl_target is not None:
+            found["kl"] = attack.alpha * terms.temperature_kl(kl_target, logits, attack.temperature)
+        if latent_target is not None:
+            found["latent"] = attack.beta * F.mse_loss(z, latent_target)
+        if attack.gamma:
+            found["ce"] = attack.gamma * F.cross_entropy(logits, y)
+        return found
+
+    @torch.no_grad()
+    def _targets(self, x: Tensor, y: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return z' and q, each ``None`` where its weight is 0. Every network that is needed runs once."""
+        attack = self.attack
+        sources = {s for s, used in ((attack.latent_source, attack.beta), (attack.logit_source, attack.alpha)) if used}
+        self.network.eval()
+        cuts = {"surrogate": self.cut, "victim": self.victim_cut}
+        passes = {source: cuts[source].forward(x) for source in sources}
+        latent = target = None
+        if attack.beta:
+            latent = self._latent_target(cuts[attack.latent_source], passes[attack.latent_source][0], x, y)
+        if attack.alpha:
+            view = self.view if attack.logit_source == "surrogate" else self.victim
+            target = self._kl_target(view.logits(passes[attack.logit_source][1]), y)
+        return latent, target
+
+    def _latent_target(self, cut: LayerCut, z: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        attack = self.attack
+        tail = cut.tail_for(x)
+        view = self.view if cut is self.cut else self.victim
+        u = z + terms.latent_noise(z, self.generator)
+        shuffling = self.shuffle_size > 1
+        if shuffling:
+            source, target = terms.draw_shuffles(
+                attack.inner_steps + 1, len(z), self.nb_channels, self.shuffle_size, self.generator
+            )
+            u = terms.shuffle_features(u, source[0], target[0], attack.shuffle_dim, self.skip)
+        for parameter in self.trainable:  # the inner loop needs gradients of u alone
+            parameter.requires_grad_(False)
+        try:
+            for step in range(1, attack.inner_steps + 1):
+                if shuffling:
+                    u = terms.shuffle_features(u, source[step], target[step], attack.shuffle_dim, self.skip)
+                u, _ = terms.latent_step(
+                    lambda v: view.logits(tail(v)),
+                    u,
+                    z,
+                    y,
+                    attack.inner_lr,
+                    attack.log_weight,
+                    attack.distance,
+                    attack.distance_scope,
+                )
+        finally:
+            for parameter in self.trainable:
+                parameter.requires_grad_(True)
+        return u
+
+    def _kl_target(self, logits: Tensor, y: Tensor) -> Tensor:
+        attack = self.attack
+        raw = logits if attack.ilbs_space == "logit" else torch.softmax(logits, 1)
+        mixed, kept = terms.ilbs(raw, y, attack.grid) if attack.line_search == "grid" else terms.ilbs_exact(raw, y)
+        self.unmet += 1 - kept.float().mean()
+        self.steps += 1
+        if attack.ilbs_space == "logit":
+            return torch.softmax(mixed / attack.temperature, 1)
+        return terms.kl_target(mixed, attack.temperature, attack.kl_target)
+
+    # ------------------------------------------------------------------ afterwards
+    def report(self, losses: dict[str, float]) -> dict[str, Any]:
+        """Read the diagnostics from the device, once."""
+        attack = self.attack
+        return {
+            "layer": self.layer,
+            "cut": self.cut.method,
+            "side_inputs": self.cut.nb_side_inputs,
+            "max_iter": attack.max_iter,
+            "learning_rate": attack.scaled_learning_rate(),
+            "losses": losses,
+            "ilbs_unmet_share": float(self.unmet) / self.steps if self.steps else None,
+        }

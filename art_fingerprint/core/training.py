@@ -1,0 +1,212 @@
+"""The one training loop: attacks and the model zoo give it batches and a loss, it does the steps and the
+book-keeping.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from art_fingerprint.core.classifier import Preprocessing, has_batch_norm
+from art_fingerprint.core.seeding import torch_generator
+from art_fingerprint.exceptions import InvalidInputError, TrainingDivergedError
+
+Losses = dict[str, Tensor]
+Callback = Callable[[int, Mapping[str, float]], None]
+
+_RESIDENT_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One mini-batch on the device.
+
+    :ivar x: Preprocessed inputs.
+    :ivar index: Position of each sample in the data set, ``(B,)`` int64.
+    :ivar flipped: 1 where the sample is mirrored, else 0, ``(B,)`` int64; selects the row of a label table ``(2, n)``.
+    """
+
+    x: Tensor
+    index: Tensor
+    flipped: Tensor
+
+
+class Batches:
+    """Endless mini-batches of one data set, reshuffled every epoch from a seed of their own.
+
+    A remainder of one sample is dropped, since BatchNorm cannot work on it. The data stays on the device when it takes
+    less than 1 GiB. Flips come before preprocessing. Torch preprocessing runs per batch on the device; other
+    preprocessing runs once, up front, on the data and on its mirror image.
+
+    :param x: Raw inputs ``(n, *input_shape)`` float32 on the host.
+    :param preprocess: The classifier's preprocessing.
+    :param batch_size: Samples in a batch.
+    :param device: Where batches are needed.
+    :param seed: Seed of order and flips.
+    :param hflip: Mirror each sample left to right with probability 1/2.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        preprocess: Preprocessing,
+        batch_size: int,
+        device: torch.device,
+        seed: int,
+        hflip: bool = False,
+    ) -> None:
+        self.batch_size = min(batch_size, len(x))
+        self.device = device
+        self._generator = torch_generator(seed, "batches")
+        self._hflip = hflip
+        self._preprocess: Callable[[Tensor], Tensor] = preprocess
+        variants = [x]
+        if not preprocess.differentiable:
+            variants = [preprocess(x)] + ([preprocess(x.flip(-1))] if hflip else [])
+            self._preprocess = lambda prepared: prepared
+        resident = sum(v.numel() * v.element_size() for v in variants) <= _RESIDENT_BYTES
+        self._resident = resident or device.type == "cpu"
+        self._variants = [v.to(device) if self._resident else v.pin_memory() for v in variants]
+
+    def __iter__(self) -> Iterator[Batch]:
+        n = len(self._variants[0])
+        while True:
+            order = torch.randperm(n, generator=self._generator)
+            flips = (
+                torch.randint(2, (n,), generator=self._generator) if self._hflip else torch.zeros(n, dtype=torch.long)
+            )
+            for index in order.split(self.batch_size):
+                if len(index) > 1 or self.batch_size == 1:
+                    yield self._batch(index, flips[index])
+
+    def _batch(self, index: Tensor, flipped: Tensor) -> Batch:
+        where = index.to(self.device, non_blocking=True)
+        mirrored = flipped.to(self.device, non_blocking=True)
+        rows = where if self._resident else index
+        x = self._variants[0][rows].to(self.device, non_blocking=True)
+        if self._hflip:
+            twin = self._variants[1][rows].to(self.device, non_blocking=True) if len(self._variants) > 1 else x.flip(-1)
+            x = torch.where(mirrored.bool().view(-1, *[1] * (x.ndim - 1)), twin, x)
+        return Batch(self._preprocess(x), where, mirrored)
+
+
+def check_batches(n: int, batch_size: int, network: nn.Module) -> None:
+    """Refuse data that a network with BatchNorm cannot be trained on; warn if there is less than one batch.
+
+    :raises InvalidInputError: one sample, or batches of one, with BatchNorm.
+    """
+    if min(n, batch_size) == 1 and has_batch_norm(network):
+        raise InvalidInputError(
+            f"The model has BatchNorm layers, which cannot be trained on batches of one: got {n} sample(s) and "
+            f"batch_size={batch_size}; use two or more of both."
+        )
+    if n < batch_size:
+        warnings.warn(f"There are only {n} samples; batch_size is reduced from {batch_size} to {n}.", stacklevel=4)
+
+
+def fit(
+    batches: Batches,
+    loss: Callable[[Batch], Losses],
+    optimizer: torch.optim.Optimizer,
+    max_iter: int,
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+    after_step: Callable[[], None] | None = None,
+    callback: Callback | None = None,
+    callback_interval: int = 100,
+    description: str = "training",
+    verbose: bool = False,
+) -> dict[str, float]:
+    """Take ``max_iter`` optimiser steps on the sum of the loss terms.
+
+    Losses stay on the device and are read only every ``callback_interval`` steps; nothing else waits for the device.
+
+    :param batches: Where data comes from.
+    :param loss: Runs the forward passes of one step and returns the weighted loss terms by name.
+    :param optimizer: Stepped once for each batch.
+    :param max_iter: Number of steps.
+    :param scheduler: Stepped after the optimiser.
+    :param after_step: Called after each step, e.g. to re-apply a pruning mask.
+    :param callback: Called with the step and the mean of each term since the last call: at step 0 (no terms), every
+        ``callback_interval`` steps, and at the end.
+    :param callback_interval: Steps between two readings.
+    :param description: Label of the progress bar.
+    :param verbose: Show the progress bar.
+    :return: Mean loss terms of the last interval.
+    :raises TrainingDivergedError: a loss term became NaN or infinite; carries the step and all terms.
+    """
+    sums: Losses = {}
+    count = 0
+    means: dict[str, float] = {}
+    if callback is not None:
+        callback(0, {})
+    source = iter(batches)
+    with tqdm(total=max_iter, desc=description, disable=not verbose) as bar:
+        for step in range(1, max_iter + 1):
+            terms = loss(next(source))
+            optimizer.zero_grad(set_to_none=True)
+            torch.stack(list(terms.values())).sum().backward()
+            optimizer.step()
+            if scheduler is not None:
+                scheduler.step()
+            if after_step is not None:
+                after_step()
+            for name, term in terms.items():
+                value = term.detach()
+                sums[name] = sums[name] + value if name in sums else value
+            count += 1
+            bar.update()
+            if step % callback_interval == 0 or step == max_iter:
+                values = torch.stack(list(sums.values())).tolist()
+                means = {name: value / count for name, value in zip(sums, values, strict=True)}
+                if not all(abs(value) < float("inf") for value in means.values()):
+                    raise TrainingDivergedError(
+                        f"The loss became NaN or infinite between steps {step - count + 1} and {step} of {max_iter}: "
+                        f"{means}. Lower the learning rate. The victim is unchanged."
+                    )
+                bar.set_postfix({name: f"{value:.3g}" for name, value in means.items()}, refresh=False)
+                if callback is not None:
+                    callback(step, means)
+                sums, count = {}, 0
+    return means
+
+
+def linear_l2(network: nn.Module) -> Tensor:
+    """Return 0.5 * sum of squared weights and biases of all Linear layers (RemovalNet's code adds 0.01 times this)."""
+    squares = [
+        parameter.square().sum()
+        for module in network.modules()
+        if isinstance(module, nn.Linear)
+        for parameter in module.parameters(recurse=False)
+    ]
+    return 0.5 * torch.stack(squares).sum() if squares else torch.zeros(())
+
+
+@torch.no_grad()
+def recalibrate_batch_norm(network: nn.Module, batches: Batches, nb_batches: int) -> None:
+    """Re-estimate BatchNorm statistics as the plain average over some batches; everything else is in evaluation mode.
+
+    Layers that track no statistics are left alone. Cost: ``nb_batches`` forward passes.
+    """
+    layers = [
+        module
+        for module in network.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+    ]
+    momenta = [layer.momentum for layer in layers]
+    network.eval()
+    try:
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # cumulative average
+            layer.train()
+        for _, batch in zip(range(nb_batches), batches, strict=False):
+            network(batch.x)
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+            layer.eval()
