@@ -19,6 +19,8 @@ from art_fingerprint.verifiers.calibration import Calibration
 
 FORMAT_VERSION = 1
 _HEADER_KEY = "art_fingerprint"
+# what reading malformed content may raise; AttributeError: a dtype that NumPy lacks, or a list in place of a dict
+_MALFORMED = (ValueError, TypeError, KeyError, OverflowError, AttributeError)
 
 
 @dataclass(eq=False)
@@ -52,7 +54,7 @@ class Fingerprint:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the fingerprint to one safetensors file with a JSON header. The file appears whole or not at all."""
         path = Path(path)
-        header = {
+        header: dict[str, Any] = {
             "format": FORMAT_VERSION,
             "verifier": self.verifier,
             "params": self.params,
@@ -60,6 +62,7 @@ class Fingerprint:
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
             "digest": self.digest,
         }
+        header["checksum"] = _checksum(header)
         arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}
         content = save(arrays, metadata={_HEADER_KEY: _json(header)})
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -77,7 +80,7 @@ class Fingerprint:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Fingerprint:
-        """Read a fingerprint file. Nothing in it is executed; its digest is checked.
+        """Read a fingerprint file. Nothing in it is executed; its digest is checked, and a checksum of its header.
 
         :raises FingerprintFileError: missing, damaged, truncated, foreign, or written by a newer version.
         """
@@ -88,7 +91,7 @@ class Fingerprint:
             with safe_open(path, framework="np") as file:
                 metadata = file.metadata() or {}
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        except (SafetensorError, OSError, ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
+        except (SafetensorError, OSError, *_MALFORMED, MemoryError) as error:
             raise FingerprintFileError(f"{path} is not a readable fingerprint file: {error}") from error
         if _HEADER_KEY not in metadata:
             raise FingerprintFileError(
@@ -97,6 +100,8 @@ class Fingerprint:
         try:
             header = json.loads(metadata[_HEADER_KEY])
             version = int(header["format"])
+            if version < 1:
+                raise ValueError(f"unknown format {version}")
             if version > FORMAT_VERSION:
                 raise FingerprintFileError(
                     f"{path} has format {version}; this version reads up to {FORMAT_VERSION}. Update art-fingerprint."
@@ -109,13 +114,13 @@ class Fingerprint:
                 arrays=arrays,
                 calibration=None if calibration is None else Calibration.from_dict(calibration),
             )
-            expected = str(header["digest"])
+            intact = header.pop("checksum") == _checksum(header) and header["digest"] == fingerprint.digest
         except FingerprintFileError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (*_MALFORMED, RecursionError) as error:
             raise FingerprintFileError(f"The header of {path} is damaged: {type(error).__name__}: {error}") from error
-        if fingerprint.digest != expected:
-            raise FingerprintFileError(f"The content of {path} does not match its digest: it was damaged or changed.")
+        if not intact:
+            raise FingerprintFileError(f"The content of {path} does not match its checksum: it was damaged or changed.")
         return fingerprint
 
     def __repr__(self) -> str:
@@ -126,3 +131,8 @@ class Fingerprint:
 
 def _json(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _checksum(header: dict[str, Any]) -> str:
+    # the digest leaves the calibration out, a damaged file must not
+    return hashlib.sha256(_json(header).encode()).hexdigest()
