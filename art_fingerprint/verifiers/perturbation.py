@@ -1,4 +1,4 @@
-"""Signed-gradient ascent in a Linf ball: FGSM and PGD for any objective, one definition for all verifiers."""
+"""Moves in input space: signed-gradient ascent in a Linf ball (FGSM, PGD), and the unit in which lengths are given."""
 
 from __future__ import annotations
 
@@ -8,7 +8,24 @@ import torch
 from torch import Tensor
 
 from art_fingerprint.core.checks import check_number
+from art_fingerprint.core.classifier import LogitsNetwork
 from art_fingerprint.exceptions import InvalidInputError
+
+UNITS = ("input", "standardised")
+
+
+def unit_length(victim: LogitsNetwork, units: str, ndim: int) -> Tensor:
+    """Return the input-space length of one unit, a tensor that broadcasts to a batch with ``ndim`` axes.
+
+    ``"input"``: 1. ``"standardised"``: the standard deviation of the classifier's standardisation, per channel (1 if it
+    has none), because the published codes work on ``(x - mean) / std``.
+
+    :raises InvalidInputError: the classifier standardises per pixel.
+    """
+    if units == "input":
+        return torch.ones(())
+    _, std = victim.standardisation
+    return std.view(-1, *([1] * (ndim - 2)))
 
 
 def linf_ascent(
