@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -49,6 +50,8 @@ class Batches:
     :param device: Where batches are needed.
     :param seed: Seed of order and flips.
     :param hflip: Mirror each sample left to right with probability 1/2.
+    :param max_shift: Move each sample by up to so many pixels in both directions, zeros coming in (torch preprocessing
+        only). For training with given labels: those of a victim are not cached for shifted samples.
     """
 
     def __init__(
@@ -59,7 +62,9 @@ class Batches:
         device: torch.device,
         seed: int,
         hflip: bool = False,
+        max_shift: int = 0,
     ) -> None:
+        self._max_shift = max_shift if preprocess.differentiable else 0
         self.batch_size = min(batch_size, len(x))
         self.device = device
         self._generator = torch_generator(seed, "batches")
@@ -92,7 +97,21 @@ class Batches:
         if self._hflip:
             twin = self._variants[1][rows].to(self.device, non_blocking=True) if len(self._variants) > 1 else x.flip(-1)
             x = torch.where(mirrored.bool().view(-1, *[1] * (x.ndim - 1)), twin, x)
+        if self._max_shift:
+            x = random_shift(x, self._max_shift, self._generator)
         return Batch(self._preprocess(x), where, mirrored)
+
+
+def random_shift(x: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
+    """Return images ``(n, C, H, W)``, each moved by up to ``max_shift`` pixels in both directions, zeros coming in."""
+    n, channels, height, width = x.shape
+    padded = F.pad(x, (max_shift,) * 4)
+    dy, dx = torch.randint(2 * max_shift + 1, (2, n, 1), generator=generator).to(x.device)
+    rows = dy + torch.arange(height, device=x.device)
+    columns = dx + torch.arange(width, device=x.device)
+    sample = torch.arange(n, device=x.device)[:, None, None, None]
+    channel = torch.arange(channels, device=x.device)[None, :, None, None]
+    return padded[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
 def check_batches(n: int, batch_size: int, network: nn.Module) -> None:

@@ -1,0 +1,1 @@
+"""Data sets, victim architectures, substitute sets, reference and negative models, presets."""
