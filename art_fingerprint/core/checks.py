@@ -13,7 +13,7 @@ from art_fingerprint.exceptions import InvalidInputError
 
 
 def check_images(x: object, input_shape: tuple[int, ...], clip_values: object = None, name: str = "x") -> np.ndarray:
-    """Return ``x`` as a contiguous float32 array ``(n, *input_shape)``, or raise.
+    """Return ``x`` as a contiguous, writable float32 array ``(n, *input_shape)``, copied only if need be, or raise.
 
     float64 is cast. Integer images are refused because nothing says how they are to be scaled. Values outside
     ``clip_values`` give a warning.
@@ -36,7 +36,7 @@ def check_images(x: object, input_shape: tuple[int, ...], clip_values: object = 
             f"`{name}` has dtype {x.dtype}; float32 images in the classifier's clip_values are needed. Scale integer "
             "images first, e.g. (x / 255).astype(np.float32)."
         )
-    x = np.ascontiguousarray(x, dtype=np.float32)
+    x = np.require(x, np.float32, ["C", "W"])  # torch warns of read-only arrays
     bad = int((~np.isfinite(x)).sum())
     if bad:
         raise InvalidInputError(f"`{name}` has {bad} NaN or infinite values; remove or repair those samples.")

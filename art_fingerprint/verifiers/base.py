@@ -168,7 +168,7 @@ class Verifier(abc.ABC):
                 },
                 **facts,
             },
-            arrays=arrays,
+            arrays={name: np.array(array) for name, array in arrays.items()},  # may be views of the caller's data
         )
         logger.info("Extracted %r", self.fingerprint)
         return self.fingerprint
@@ -268,7 +268,7 @@ class Verifier(abc.ABC):
             raise FingerprintFileError(f"The fingerprint has unknown parameters: {', '.join(sorted(unknown))}.")
         try:
             verifier = cls(None, **fingerprint.params)
-        except FingerprintError as error:
+        except (FingerprintError, TypeError, ValueError) as error:
             raise FingerprintFileError(f"The fingerprint's parameters are invalid: {error}") from error
         verifier.fingerprint = fingerprint
         return verifier
@@ -281,8 +281,7 @@ class Verifier(abc.ABC):
 
     def params(self) -> dict[str, Any]:
         """Return all parameters as JSON values."""
-        values = {name: getattr(self, name) for name in self.verifier_params}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {name: _as_json(getattr(self, name)) for name in self.verifier_params}
 
     def set_params(self, **kwargs: Any) -> None:
         """Change parameters; after an error all of them are as before. The fingerprint must be extracted anew.
@@ -364,3 +363,9 @@ class Verifier(abc.ABC):
             is_derived(value, tau, metric.direction, calibration.rule),
             empirical_p_value(value, calibration.references[metric.name], metric.direction),
         )
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_as_json(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value
