@@ -7,6 +7,7 @@ of that is avoided here, and no other module of the package touches ART's privat
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator
@@ -127,13 +128,21 @@ def clone_classifier(
 
 
 def _optimizer_like(optimizer: torch.optim.Optimizer, network: nn.Module) -> torch.optim.Optimizer | None:
-    # `initial_lr` is a scheduler's trace; the other keys of a group are constructor arguments.
-    options = {k: v for k, v in optimizer.param_groups[0].items() if k not in ("params", "initial_lr")}
+    # `initial_lr` is a scheduler's trace; most other keys of a group are constructor arguments, AdamW's
+    # `decoupled_weight_decay` is not.
+    group = optimizer.param_groups[0]
+    options = copy.deepcopy({k: v for k, v in group.items() if k not in ("params", "initial_lr")})
+    accepted = inspect.signature(type(optimizer)).parameters
     try:
-        return type(optimizer)(network.parameters(), **options)  # type: ignore[arg-type]
+        twin = type(optimizer)(
+            network.parameters(),
+            **{k: v for k, v in options.items() if k in accepted},  # type: ignore[arg-type]
+        )
     except (TypeError, ValueError) as error:
         logger.info("The victim's %s cannot be rebuilt (%s); the copy has none.", type(optimizer).__name__, error)
         return None
+    twin.param_groups[0].update(options)
+    return twin
 
 
 class Preprocessing:
