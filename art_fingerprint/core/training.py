@@ -4,6 +4,8 @@ book-keeping.
 
 from __future__ import annotations
 
+import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from tqdm import tqdm
 from art_fingerprint.core.classifier import Preprocessing, has_batch_norm
 from art_fingerprint.core.seeding import torch_generator
 from art_fingerprint.exceptions import InvalidInputError, TrainingDivergedError
+
+logger = logging.getLogger(__name__)
 
 Losses = dict[str, Tensor]
 Callback = Callable[[int, Mapping[str, float]], None]
@@ -125,7 +129,7 @@ def check_batches(n: int, batch_size: int, network: nn.Module) -> None:
             f"batch_size={batch_size}; use two or more of both."
         )
     if n < batch_size:
-        warnings.warn(f"There are only {n} samples; batch_size is reduced from {batch_size} to {n}.", stacklevel=4)
+        warnings.warn(f"There are only {n} samples; batch_size is reduced from {batch_size} to {n}.", stacklevel=5)
 
 
 def fit(
@@ -145,7 +149,8 @@ def fit(
     Losses stay on the device and are read only every ``callback_interval`` steps; nothing else waits for the device.
 
     :param batches: Where data comes from.
-    :param loss: Runs the forward passes of one step and returns the weighted loss terms by name.
+    :param loss: Runs the forward passes of one step and returns the weighted loss terms by name, the same names at each
+        step.
     :param optimizer: Stepped once for each batch.
     :param max_iter: Number of steps.
     :param scheduler: Stepped after the optimiser.
@@ -156,10 +161,10 @@ def fit(
     :param description: Label of the progress bar.
     :param verbose: Show the progress bar.
     :return: Mean loss terms of the last interval.
-    :raises TrainingDivergedError: a loss term became NaN or infinite; carries the step and all terms.
+    :raises TrainingDivergedError: a loss term became NaN or infinite; carries the first such step and its terms. Found
+        out at the next reading.
     """
-    sums: Losses = {}
-    count = 0
+    unread: list[Tensor] = []
     means: dict[str, float] = {}
     if callback is not None:
         callback(0, {})
@@ -167,30 +172,29 @@ def fit(
     with tqdm(total=max_iter, desc=description, disable=not verbose) as bar:
         for step in range(1, max_iter + 1):
             terms = loss(next(source))
+            values = torch.stack(list(terms.values()))
             optimizer.zero_grad(set_to_none=True)
-            torch.stack(list(terms.values())).sum().backward()
+            values.sum().backward()
             optimizer.step()
             if scheduler is not None:
                 scheduler.step()
             if after_step is not None:
                 after_step()
-            for name, term in terms.items():
-                value = term.detach()
-                sums[name] = sums[name] + value if name in sums else value
-            count += 1
+            unread.append(values.detach())
             bar.update()
             if step % callback_interval == 0 or step == max_iter:
-                values = torch.stack(list(sums.values())).tolist()
-                means = {name: value / count for name, value in zip(sums, values, strict=True)}
-                if not all(abs(value) < float("inf") for value in means.values()):
-                    raise TrainingDivergedError(
-                        f"The loss became NaN or infinite between steps {step - count + 1} and {step} of {max_iter}: "
-                        f"{means}. Lower the learning rate. The victim is unchanged."
-                    )
+                table = torch.stack(unread).tolist()
+                for earlier, row in enumerate(table, step - len(table) + 1):
+                    if not all(map(math.isfinite, row)):
+                        raise TrainingDivergedError(
+                            f"The loss became NaN or infinite at step {earlier} of {max_iter}: "
+                            f"{dict(zip(terms, row, strict=True))}. Lower the learning rate. The victim is unchanged."
+                        )
+                means = {n: sum(column) / len(table) for n, column in zip(terms, zip(*table, strict=True), strict=True)}
                 bar.set_postfix({name: f"{value:.3g}" for name, value in means.items()}, refresh=False)
                 if callback is not None:
                     callback(step, means)
-                sums, count = {}, 0
+                unread = []
     return means
 
 
@@ -209,13 +213,17 @@ def linear_l2(network: nn.Module) -> Tensor:
 def recalibrate_batch_norm(network: nn.Module, batches: Batches, nb_batches: int) -> None:
     """Re-estimate BatchNorm statistics as the plain average over some batches; everything else is in evaluation mode.
 
-    Layers that track no statistics are left alone. Cost: ``nb_batches`` forward passes.
+    Layers that track no statistics are left alone; without any that does, nothing happens. Cost: ``nb_batches`` forward
+    passes.
     """
     layers = [
         module
         for module in network.modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
     ]
+    if not layers:
+        logger.info("The network tracks no BatchNorm statistics; there is nothing to recalibrate.")
+        return
     momenta = [layer.momentum for layer in layers]
     network.eval()
     try:
