@@ -168,7 +168,14 @@ class RemovalAttack(Attack):
         self._check_params()
         victim = self.estimator
         images = check_images(x, tuple(victim.input_shape), victim.clip_values)
+        if self.hflip and (len(victim.input_shape) != 3 or not victim.channels_first):
+            raise InvalidInputError(
+                "hflip=True mirrors the last axis of images (channels, height, width), but the classifier has "
+                f"input_shape={tuple(victim.input_shape)} and channels_first={victim.channels_first}. Set hflip=False."
+            )
         labels = None if y is None else torch.from_numpy(check_labels(y, len(images), victim.nb_classes))
+        if victim.use_amp:
+            warnings.warn("The classifier's use_amp is ignored: attacks train in float32.", stacklevel=2)
         view = check_classifier(victim)
         started = time.perf_counter()
         with guarded(victim), forked_random_state(self.seed, type(self).__name__):
@@ -198,8 +205,8 @@ class RemovalAttack(Attack):
     def params(self) -> dict[str, Any]:
         """Return the parameters as JSON values; callables are left out."""
         values = {name: getattr(self, name) for name in self.attack_params}
-        values = {name: value for name, value in values.items() if not callable(value)}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        values = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
+        return {n: list(v) if isinstance(v, tuple) else v for n, v in values.items() if not callable(v)}
 
     def set_params(self, **kwargs: Any) -> None:
         """Change parameters as in ART; after an error all of them are as before.

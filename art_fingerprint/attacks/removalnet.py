@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from art_fingerprint.attacks import removalnet_terms as terms
 from art_fingerprint.attacks.base import RemovalAttack, SubstituteSet, SurrogateCallback
-from art_fingerprint.core.checks import check_choice, check_flag, check_number
+from art_fingerprint.core.checks import check_choice, check_flag, check_number, check_sequence
 from art_fingerprint.core.classifier import LogitsNetwork
 from art_fingerprint.core.cut import LayerCut
 from art_fingerprint.core.layers import resolve_layer
@@ -208,7 +208,7 @@ class RemovalNetAttack(RemovalAttack):
         self.ilbs_space = ilbs_space
         self.kl_target = kl_target
         self.line_search = line_search
-        self.grid = tuple(grid)
+        self.grid = grid
         self.learning_rate = learning_rate
         self.momentum = momentum
         self.weight_decay = weight_decay
@@ -242,7 +242,7 @@ class RemovalNetAttack(RemovalAttack):
         check_choice("ilbs_space", self.ilbs_space, ("prob", "logit"))
         check_choice("kl_target", self.kl_target, ("double_softmax", "log_prob", "prob"))
         check_choice("line_search", self.line_search, ("grid", "exact"))
-        self.grid = tuple(self.grid)
+        self.grid = check_sequence("grid", self.grid)
         for weight in self.grid:
             check_number("grid", weight, 0, 1, open_low=True)
         if not self.grid or list(self.grid) != sorted(set(self.grid)):
@@ -314,7 +314,8 @@ class _Run:
     def __init__(self, attack: RemovalNetAttack, surrogate: PyTorchClassifier, data: SubstituteSet) -> None:
         self.attack = attack
         self.victim = data.victim
-        self.view = LogitsNetwork(surrogate, data.victim.kind)
+        # A surrogate of another origin may answer in another form than the victim.
+        self.view = LogitsNetwork(surrogate, data.victim.kind if attack.surrogate is None else attack.output)
         self.network = self.view.network
         self.labels = data.victim_labels(attack.hflip)
         self.generator = torch_generator(attack.seed, "RemovalNet", device=data.victim.device)

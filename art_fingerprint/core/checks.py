@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from typing import Any
 
 import numpy as np
 from art.estimators.classification.classifier import ClassifierMixin
@@ -107,6 +108,13 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     """Raise unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise InvalidInputError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+
+
+def check_sequence(name: str, value: object) -> tuple[Any, ...]:
+    """Return the items of ``value`` as a tuple; raise for a string and for what is no sequence."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise InvalidInputError(f"`{name}` must be a sequence, got {value!r}.")
+    return tuple(item.item() if isinstance(item, np.generic) else item for item in value)
 
 
 def check_flag(name: str, value: object) -> None:
