@@ -13,22 +13,34 @@ from torch import Tensor, nn
 
 from art_fingerprint.attacks.base import SubstituteSet, SurrogateCallback
 from art_fingerprint.attacks.supervised import SupervisedAttack
-from art_fingerprint.core.checks import check_number
+from art_fingerprint.core.checks import check_flag, check_number, check_sequence
 from art_fingerprint.core.classifier import network_of
 from art_fingerprint.core.layers import LayerTrace, recorded, resolve_layer, stages
 from art_fingerprint.core.training import Losses
 from art_fingerprint.exceptions import InvalidInputError
 
 
-def distillation_layers(network: nn.Module) -> list[str]:
-    """Return the layers whose features are distilled: the last two stages; the whole block stack for a ViT."""
+@torch.no_grad()
+def distillation_layers(network: nn.Module, example: Tensor) -> list[str]:
+    """Return the layers whose features are distilled: the last two stages; the whole block stack for a ViT.
+
+    The classifier, where it counts as a stage, is left out. Cost: one forward pass of ``example``.
+
+    :raises InvalidInputError: no stage returns one tensor; name layers then.
+    """
     names = dict(network.named_modules())
     if "features.denseblock4" in names:
         return ["features.denseblock3", "features.denseblock4"]
     for blocks, token_model in (("blocks", "norm_pre"), ("encoder.layers", "encoder.ln")):
         if blocks in names and token_model in names:
             return [blocks]
-    return stages(network)[-2:]
+    with recorded(network, stages(network)) as traces:
+        output = network(example)
+    outputs = {name: trace.single_tensor for name, trace in traces.items()}
+    found = [name for name, z in outputs.items() if z is not None and z.shape != output.shape]
+    if not found:
+        raise InvalidInputError("No features can be chosen automatically for this network; pass `layers`.")
+    return found[-2:]
 
 
 class DistillationAttack(SupervisedAttack):
@@ -104,7 +116,7 @@ class DistillationAttack(SupervisedAttack):
             summary_writer=summary_writer,
             verbose=verbose,
         )
-        self.layers = layers if layers is None or isinstance(layers, str) else tuple(layers)
+        self.layers = layers
         self.feature_weight = feature_weight
         self.allow_degenerate = allow_degenerate
         self._check_params()
@@ -112,14 +124,15 @@ class DistillationAttack(SupervisedAttack):
     def _check_params(self) -> None:
         super()._check_params()
         check_number("feature_weight", self.feature_weight, 0)
-        if self.layers is not None and (isinstance(self.layers, str) or not self.layers):
-            raise InvalidInputError(
-                f"`layers` must be a sequence of layer names or stage numbers, got {self.layers!r}."
-            )
+        check_flag("allow_degenerate", self.allow_degenerate)
+        if self.layers is not None:
+            self.layers = check_sequence("layers", self.layers)
+            if not self.layers:
+                raise InvalidInputError("`layers` is empty; give names or stage numbers, or None.")
 
     def _layers(self, network: nn.Module, example: Tensor) -> list[str]:
         if self.layers is None:
-            return distillation_layers(network)
+            return distillation_layers(network, example)
         return [resolve_layer(network, layer, example) for layer in self.layers]
 
     def _check_data(self, data: SubstituteSet, network: nn.Module) -> None:

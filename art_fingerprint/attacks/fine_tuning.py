@@ -33,7 +33,7 @@ def last_parameters(network: nn.Module, ratio: float, unit: str = "tensor") -> l
             f"`ratio`={ratio} of {len(groups)} parameter {unit}s selects none; use at least "
             f"{1 / max(len(groups), 1):.3g}."
         )
-    return [parameter for group in groups[-count:] for parameter in group]
+    return list(dict.fromkeys(parameter for group in groups[-count:] for parameter in group))  # tied ones once
 
 
 class FineTuningAttack(SupervisedAttack):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from art_fingerprint.attacks.base import SubstituteSet, SurrogateCallback
 from art_fingerprint.attacks.supervised import Masks, SupervisedAttack, prunable_weights
-from art_fingerprint.core.checks import check_choice, check_number
+from art_fingerprint.core.checks import check_choice, check_number, check_sequence
 from art_fingerprint.core.classifier import network_of
 from art_fingerprint.exceptions import InvalidInputError
 
@@ -56,7 +56,7 @@ class WeightPruningAttack(SupervisedAttack):
     Global magnitude pruning; pruned weights stay zero during fine-tuning, whatever the optimiser.
 
     Deviations from the authors' code: exactly floor(p n) weights are pruned (``rule="reference"`` for theirs); a layer
-    never loses its last weight; networks whose weights are mostly in Linear layers (ViT) are pruned there too.
+    never loses its last weight; transformers are pruned in their Linear layers too.
 
     Shape: ``generate(x, y)`` with x ``(n, C, H, W)`` float32 in ``clip_values``, y indices, one-hot, or ``None`` for
     the victim's labels.
@@ -65,8 +65,8 @@ class WeightPruningAttack(SupervisedAttack):
 
     :param classifier: The victim.
     :param ratio: Share p of weights that is set to zero, [0, 1).
-    :param modules: Kinds of layers, of ``"conv"`` and ``"linear"``; ``None``: convolutions, and Linear layers too where
-        convolutions hold less than half of the weights.
+    :param modules: Kinds of layers, of ``"conv"`` and ``"linear"``; ``None``: convolutions alone, as the code, and
+        Linear layers too where there is at most one convolution (the patch embedding of a transformer).
     :param rule: ``"exact"`` or ``"reference"``, see :func:`magnitude_masks`.
     :param learning_rate: SGD learning rate of fine-tuning.
     :param lr_jitter: The rate is multiplied by ``1 + lr_jitter u``, u uniform on [0, 1).
@@ -126,7 +126,7 @@ class WeightPruningAttack(SupervisedAttack):
             verbose=verbose,
         )
         self.ratio = ratio
-        self.modules = None if modules is None else tuple(modules)
+        self.modules = modules
         self.rule = rule
         self._check_params()
 
@@ -135,7 +135,7 @@ class WeightPruningAttack(SupervisedAttack):
         check_number("ratio", self.ratio, 0, 1, open_high=True)
         check_choice("rule", self.rule, ("exact", "reference"))
         if self.modules is not None:
-            self.modules = tuple(self.modules)
+            self.modules = check_sequence("modules", self.modules)
             for kind in self.modules:
                 check_choice("modules", kind, ("conv", "linear"))
             if not self.modules:
@@ -144,8 +144,7 @@ class WeightPruningAttack(SupervisedAttack):
     def _weights(self, network: nn.Module) -> dict[str, nn.Parameter]:
         kinds = self.modules
         if kinds is None:
-            sizes = {kind: sum(w.numel() for w in prunable_weights(network, (kind,)).values()) for kind in _KINDS}
-            kinds = ("conv",) if sizes["conv"] >= sizes["linear"] else _KINDS
+            kinds = ("conv",) if len(prunable_weights(network, ("conv",))) > 1 else _KINDS
         weights = prunable_weights(network, kinds)
         if not weights:
             raise InvalidInputError(f"The network has no {' or '.join(kinds)} layer to prune; set `modules`.")
