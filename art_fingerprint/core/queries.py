@@ -85,13 +85,9 @@ class Suspect:
         if self._view is not None:
             with torch.no_grad():
                 self._view.network.eval()
-                answer = self._view(x.to(self.device)).float()
+                answer = self._view(self._native(x).to(self.device)).float()
         else:
-            array = x.cpu().numpy()
-            if not self._channels_first:
-                array = np.ascontiguousarray(np.moveaxis(array, 1, -1))
-            if len(self.classifier.input_shape) == 1:
-                array = array.reshape(len(array), -1)
+            array = self._native(x).cpu().numpy()
             answer = torch.from_numpy(np.array(self.classifier.predict(array), dtype=np.float32))
             if answer.ndim != 2 or len(answer) != len(x):
                 raise IncompatibleSuspectError(
@@ -117,6 +113,12 @@ class Suspect:
         """Return predicted labels for any number of samples, ``(n,)`` int64 on the host."""
         return torch.cat([self.raw(part).argmax(1).cpu() for part in x.split(self.batch_size)])
 
+    def _native(self, x: Tensor) -> Tensor:
+        """Return samples as the suspect wants them: channels last or flat if need be."""
+        if not self._channels_first:
+            return x.movedim(1, -1).contiguous()
+        return x.flatten(1) if len(self.classifier.input_shape) == 1 else x
+
     def _as_logits(self, answer: Tensor) -> Tensor:
         return to_logits(answer) if self.kind == "probabilities" else answer
 
@@ -141,7 +143,7 @@ class Suspect:
         parts = []
         for part in x.split(self.batch_size):
             self._spend(len(part))
-            parts.append(tap(view.network, layer, view.preprocess(part.to(view.device))).cpu())
+            parts.append(tap(view.network, layer, view.preprocess(self._native(part).to(view.device))).cpu())
         return torch.cat(parts)
 
     def _spend(self, n: int) -> None:

@@ -139,6 +139,11 @@ class Verifier(abc.ABC):
         if victim is None:
             raise NotExtractedError("This verifier was made from a fingerprint and has no victim to extract from.")
         self._check_params()
+        if len(victim.input_shape) == 3 and not victim.channels_first:
+            raise InvalidInputError(
+                "The victim's images have their channels last; probes have them first. Wrap its network in an "
+                "nn.Module that moves the axis, and use input_shape=(C, H, W) with channels_first=True."
+            )
         images = check_images(x, tuple(victim.input_shape), victim.clip_values)
         labels = None if y is None else torch.from_numpy(check_labels(y, len(images), victim.nb_classes))
         view = check_classifier(victim)

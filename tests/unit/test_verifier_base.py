@@ -500,3 +500,9 @@ def test_victims_that_do_not_fit_together(images: np.ndarray) -> None:
     for classifier in (wrap(Pair()), wrap(network, nb_classes=5)):
         with pytest.raises(InvalidInputError):
             GapVerifier(classifier).extract(images)
+
+
+def test_channels_last_victims_are_refused_with_advice(make_classifier: Make, images: np.ndarray) -> None:
+    victim = wrap(make_classifier().model, (8, 8, 1), channels_first=False)
+    with pytest.raises(InvalidInputError, match="channels last"):
+        GapVerifier(victim).extract(np.moveaxis(images, 1, -1))
