@@ -21,13 +21,12 @@ class SmallCNN(nn.Module):
         super().__init__()
         self.block1 = _block(channels, width, 1)
         self.block2 = _block(width, 2 * width, 2)
-        self.block3 = _block(2 * width, 4 * width, 2)
-        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.block3 = _block(2 * width, 4 * width, 2).append(nn.AdaptiveAvgPool2d(1))
         self.head = nn.Linear(4 * width, nb_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.block3(self.block2(self.block1(x)))
-        return self.head(torch.flatten(self.pool(z), 1))
+        return self.head(torch.flatten(z, 1))
 
 
 def _block(inputs: int, outputs: int, stride: int) -> nn.Sequential:

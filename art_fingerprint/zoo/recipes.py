@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from art.estimators.classification import PyTorchClassifier
@@ -130,8 +129,3 @@ def _train(
             fit(batches, losses, optimizer, steps, schedule, description=role, verbose=verbose)
         view.network.eval()
     return classifier
-
-
-def accuracy(classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> float:
-    """Return the share of correct predictions."""
-    return float((classifier.predict(x).argmax(1) == y).mean())

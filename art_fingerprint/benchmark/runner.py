@@ -1,0 +1,313 @@
+"""Run a preset: train or load the models, derive the surrogates, score every suspect, append one row for each cell."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import art
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from tqdm import tqdm
+
+import art_fingerprint.attacks as attacks
+import art_fingerprint.verifiers as verifiers
+from art_fingerprint._version import __version__
+from art_fingerprint.benchmark.store import Store, cell_key
+from art_fingerprint.core.classifier import network_of
+from art_fingerprint.core.seeding import derive_seed
+from art_fingerprint.evaluation.fidelity import accuracy, accuracy_drop, agreement
+from art_fingerprint.exceptions import FingerprintError, FingerprintFileError, InvalidInputError
+from art_fingerprint.verifiers.fingerprint import Fingerprint
+from art_fingerprint.zoo.datasets import Dataset, load_dataset
+from art_fingerprint.zoo.presets import AttackSetting, Preset
+from art_fingerprint.zoo.recipes import train_negative, train_victim, wrap
+from art_fingerprint.zoo.substitutes import select_substitute
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A model to be scored, with what a row says about it."""
+
+    label: str
+    role: str
+    seed: int
+    key: str
+    make: Callable[[], PyTorchClassifier]
+    attack: str | None = None
+    attack_params: Mapping[str, Any] | None = None
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result may depend on."""
+    return {"art_fingerprint": __version__, "art": art.__version__, "torch": torch.__version__, "numpy": np.__version__}
+
+
+class Bench:
+    """Runs a preset in a folder. A second run in the same folder repeats nothing that is done.
+
+    Weights and fingerprints are kept under a digest of everything that makes them, so a changed setting is computed
+    anew. A suspect that cannot be made or scored gives rows with status ``failed`` and the reason, and the rest goes
+    on.
+
+    :param preset: What to run.
+    :param folder: Where rows, weights and fingerprints go.
+    :param seeds: Number of seeds of every attack and of negatives.
+    :param only_attacks: Row labels to run; default all.
+    :param only_verifiers: Verifier names to run; default all.
+    :param device_type: ``"gpu"`` (CUDA where there is one) or ``"cpu"``.
+    :param verbose: Show a progress bar.
+    :raises InvalidInputError: unknown row label or verifier, or a folder that cannot be used.
+    """
+
+    def __init__(
+        self,
+        preset: Preset,
+        folder: str | os.PathLike[str],
+        seeds: int = 3,
+        only_attacks: Iterable[str] | None = None,
+        only_verifiers: Iterable[str] | None = None,
+        device_type: str = "gpu",
+        verbose: bool = True,
+    ) -> None:
+        if seeds < 1:
+            raise InvalidInputError(f"`seeds` must be at least 1, got {seeds}.")
+        self.preset = preset
+        self.seeds = seeds
+        self.device_type = device_type
+        self.verbose = verbose
+        self.attack_labels = _chosen("attack row", only_attacks, preset.attacks)
+        self.verifier_names = _chosen("verifier", only_verifiers, preset.verifiers)
+        self.store = Store(folder)
+        self.data = load_dataset(preset.dataset)
+
+    # ------------------------------------------------------------------ run
+    def run(self) -> Path:
+        """Run every cell that is not done yet and return the path of the rows."""
+        done = {row["key"] for row in self.store.rows() if row.get("status") == "ok"}
+        suspects = self.suspects()
+        total = len(suspects) * len(self.verifier_names)
+        with tqdm(total=total, desc=f"bench {self.preset.name}", disable=not self.verbose, unit="cell") as bar:
+            todo = {s: [v for v in self.verifier_names if self._cell(s, v) not in done] for s in suspects}
+            bar.update(total - sum(len(names) for names in todo.values()))
+            if any(todo.values()):
+                bar.set_postfix_str("victim and reference models")
+                self._prepare()
+            for suspect, names in todo.items():
+                if names:
+                    bar.set_postfix_str(f"{suspect.label} seed {suspect.seed}")
+                    self._run_suspect(suspect, names)
+                    bar.update(len(names))
+        return self.store.rows_path
+
+    def _prepare(self) -> None:
+        self.victim = self._victim()
+        self.victim_accuracy = accuracy(self.victim, self.data.x_test, self.data.y_test)
+        self.verifiers = {name: self._verifier(name) for name in self.verifier_names}
+
+    def _run_suspect(self, suspect: Suspect, names: list[str]) -> None:
+        base: dict[str, Any] = {
+            "preset": self.preset.name,
+            "dataset": self.preset.dataset,
+            "victim": self._key("victim", self.preset.victim_seed),
+            "suspect": suspect.label,
+            "role": suspect.role,
+            "attack": suspect.attack,
+            "attack_params": dict(suspect.attack_params or {}),
+            "seed": suspect.seed,
+            "versions": versions(),
+            "device": str(self.victim.device),
+        }
+        try:
+            model = suspect.make()
+            score = accuracy(model, self.data.x_test, self.data.y_test)
+            base |= {
+                "accuracy": score,
+                "accuracy_drop": accuracy_drop(self.victim_accuracy, score),
+                "agreement": agreement(self.victim, model, self.data.x_test),
+                "attack_seconds": getattr(model, "surrogate_info", {}).get("seconds"),
+            }
+        except (FingerprintError, RuntimeError, ValueError, TypeError) as error:
+            logger.exception("%s seed %d failed", suspect.label, suspect.seed)
+            for name in names:
+                self.store.append({**base, **self._unscored(suspect, name, error)})
+            return
+        for name in names:
+            self.store.append({**base, **self._score(suspect, name, model)})
+
+    def _unscored(self, suspect: Suspect, name: str, error: Exception) -> dict[str, Any]:
+        return {
+            "key": self._cell(suspect, name),
+            "verifier": name,
+            "verifier_params": _json(self.preset.verifiers[name]),
+            "metrics": {},
+            "derived": None,
+            "status": "failed",
+            "reason": f"{type(error).__name__}: {error}",
+        }
+
+    def _score(self, suspect: Suspect, name: str, model: PyTorchClassifier) -> dict[str, Any]:
+        started = time.perf_counter()
+        try:
+            verdict = self.verifiers[name].verify(model)
+        except (FingerprintError, RuntimeError, ValueError, TypeError) as error:
+            logger.exception("%s on %s seed %d failed", name, suspect.label, suspect.seed)
+            return self._unscored(suspect, name, error)
+        metrics = {
+            metric: {**asdict(result), "value": result.value if np.isfinite(result.value) else None}
+            for metric, result in verdict.metrics.items()
+        }
+        return {
+            "key": self._cell(suspect, name),
+            "verifier": name,
+            "verifier_params": _json(self.preset.verifiers[name]),
+            "metrics": metrics,
+            "derived": verdict.derived,
+            "verify_seconds": time.perf_counter() - started,
+            "queries": verdict.queries,
+            "status": "ok",
+            "reason": verdict.reason,
+        }
+
+    # ------------------------------------------------------------------ models
+    def suspects(self) -> list[Suspect]:
+        """Return every model that is scored: the victim itself, references, negatives, then the attacks' surrogates."""
+        preset = self.preset
+        found = [Suspect("Victim", "victim", preset.victim_seed, self._key("victim", preset.victim_seed), self._victim)]
+        for index in range(preset.nb_references):
+            seed = derive_seed(preset.victim_seed, "reference", index)
+            found.append(Suspect("Reference", "reference", index, self._key("victim", seed), self._reference(index)))
+        for seed in range(self.seeds):
+            found.append(Suspect("Negative", "negative", seed, self._key("negative", seed), self._negative(seed)))
+        for label in self.attack_labels:
+            setting = preset.attacks[label]
+            for seed in range(self.seeds):
+                found.append(
+                    Suspect(
+                        label,
+                        "surrogate",
+                        seed,
+                        self._surrogate_key(setting, seed),
+                        self._surrogate(setting, seed),
+                        setting.attack,
+                        _json(setting.params),
+                    )
+                )
+        return found
+
+    def _key(self, kind: str, seed: int) -> str:
+        recipe = self.preset.negative_recipe if kind == "negative" else self.preset.victim_recipe
+        return cell_key(
+            kind=kind,
+            data=self.data.digest,
+            architecture=f"{self.preset.architecture.__module__}.{self.preset.architecture.__qualname__}",
+            recipe=asdict(recipe),
+            seed=seed,
+            versions=versions(),
+            device=self.device_type,
+        )
+
+    def _surrogate_key(self, setting: AttackSetting, seed: int) -> str:
+        return cell_key(
+            victim=self._key("victim", self.preset.victim_seed),
+            setting=asdict(setting),
+            subset_ratio=self.preset.subset_ratio,
+            seed=seed,
+        )
+
+    def _cell(self, suspect: Suspect, verifier: str) -> str:
+        return cell_key(suspect=suspect.key, label=suspect.label, fingerprint=self._fingerprint_key(verifier))
+
+    def _fingerprint_key(self, verifier: str) -> str:
+        preset = self.preset
+        return cell_key(
+            victim=self._key("victim", preset.victim_seed),
+            verifier=verifier,
+            params=_json(preset.verifiers[verifier]),
+            nb_references=preset.nb_references,
+        )
+
+    def _kept(self, key: str, make: Callable[[], PyTorchClassifier]) -> PyTorchClassifier:
+        model = wrap(self.preset.architecture(), self.data, self.device_type)
+        notes = self.store.load_weights(key, network_of(model))
+        if notes is None:
+            model = make()
+            notes = dict(getattr(model, "surrogate_info", {}))
+            self.store.save_weights(key, network_of(model), notes)
+        network_of(model).eval()
+        model.surrogate_info = notes
+        return model
+
+    def _victim(self) -> PyTorchClassifier:
+        return self._trained("victim", self.preset.victim_seed)
+
+    def _reference(self, index: int) -> Callable[[], PyTorchClassifier]:
+        return lambda: self._trained("victim", derive_seed(self.preset.victim_seed, "reference", index))
+
+    def _negative(self, seed: int) -> Callable[[], PyTorchClassifier]:
+        return lambda: self._trained("negative", seed)
+
+    def _trained(self, kind: str, seed: int) -> PyTorchClassifier:
+        train, recipe = (
+            (train_negative, self.preset.negative_recipe)
+            if kind == "negative"
+            else (train_victim, self.preset.victim_recipe)
+        )
+        return self._kept(
+            self._key(kind, seed),
+            lambda: train(self.preset.architecture, self.data, recipe, seed, self.device_type),
+        )
+
+    def _surrogate(self, setting: AttackSetting, seed: int) -> Callable[[], PyTorchClassifier]:
+        def derive() -> PyTorchClassifier:
+            attack = getattr(attacks, setting.attack)(self.victim, seed=seed, **setting.params)
+            x, y = substitute_data(self.data, self.victim, setting.source, self.preset.subset_ratio, seed)
+            surrogate: PyTorchClassifier = attack.generate(x, y if setting.true_labels else None)
+            return surrogate
+
+        return lambda: self._kept(self._surrogate_key(setting, seed), derive)
+
+    def _verifier(self, name: str) -> verifiers.Verifier:
+        path = self.store.fingerprints / f"{name}.{self._fingerprint_key(name)}.safetensors"
+        kind: type[verifiers.Verifier] = getattr(verifiers, name)
+        try:
+            return kind.from_fingerprint(Fingerprint.load(path))
+        except FingerprintFileError:
+            pass
+        verifier = kind(self.victim, **self.preset.verifiers[name])
+        fingerprint = verifier.extract(self.data.x_train, self.data.y_train)
+        verifier.calibrate([self._reference(index)() for index in range(self.preset.nb_references)])
+        fingerprint.save(path)
+        return verifier
+
+
+def substitute_data(
+    data: Dataset, victim: PyTorchClassifier, source: str, subset_ratio: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the attacker's images and labels: ``"train"``, a stratified ``"subset"`` of it, or ``"apart"``."""
+    if source == "train":
+        return data.x_train, data.y_train
+    if source == "apart":
+        return data.x_apart, data.y_apart
+    chosen = select_substitute(victim.predict(data.x_train).argmax(1), subset_ratio, seed=seed)
+    return data.x_train[chosen], data.y_train[chosen]
+
+
+def _chosen(kind: str, wanted: Iterable[str] | None, known: Mapping[str, Any]) -> list[str]:
+    names = list(known) if wanted is None else list(dict.fromkeys(wanted))
+    for name in names:
+        if name not in known:
+            raise InvalidInputError(f"The preset has no {kind} {name!r}; it has {', '.join(known)}.")
+    return names
+
+
+def _json(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in params.items()}

@@ -1,0 +1,117 @@
+"""Command line: parses, calls the Python API, writes files. ``--help`` answers without importing torch."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from art_fingerprint._version import __version__
+from art_fingerprint.exceptions import FingerprintError
+
+OK, BAD_INPUT, SOME_FAILED = 0, 2, 3
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="art-fingerprint",
+        description="Fingerprint verifiers and fingerprint removal attacks for image classifiers.",
+    )
+    parser.add_argument("--version", action="version", version=f"art-fingerprint {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    show = verbs.add_parser("list", help="list attacks, verifiers or presets")
+    show.add_argument("what", choices=("attacks", "verifiers", "presets"))
+
+    bench = verbs.add_parser("bench", help="run a preset and print the table; continues where a former run stopped")
+    bench.add_argument("--preset", default="digits", help="name of a preset (default: digits)")
+    bench.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for rows, weights and tables")
+    bench.add_argument("--seeds", type=int, default=3, help="seeds of each attack and of negatives (default: 3)")
+    bench.add_argument("--attacks", metavar="A,B", help="row labels to run, e.g. 'FT(0.5),RemovalNet(train)'")
+    bench.add_argument("--verifiers", metavar="V,W", help="verifiers to run, e.g. IPGuardVerifier,ZestVerifier")
+    bench.add_argument("--executor", choices=("serial",), default="serial", help="where cells run (default: serial)")
+    bench.add_argument("--device", choices=("gpu", "cpu"), default="gpu", help="gpu: CUDA where there is one (default)")
+    bench.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    report = verbs.add_parser("report", help="write table.md, table.csv, table.tex and report.html from rows alone")
+    report.add_argument("folder", type=Path, help="folder of a bench run")
+    return parser
+
+
+def _list(what: str) -> int:
+    if what == "presets":
+        from art_fingerprint.zoo.presets import PRESETS
+
+        names = list(PRESETS)
+    elif what == "attacks":
+        import art_fingerprint.attacks as attacks
+
+        names = [name for name in attacks.__all__ if name != "RemovalAttack"]
+    else:
+        import art_fingerprint.verifiers as verifiers
+
+        names = [name for name in verifiers.__all__ if name.endswith("Verifier") and name != "Verifier"]
+    print("\n".join(names))
+    return OK
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from art_fingerprint.benchmark.runner import Bench
+    from art_fingerprint.zoo.presets import load_preset
+
+    bench = Bench(
+        load_preset(arguments.preset),
+        arguments.out,
+        seeds=arguments.seeds,
+        only_attacks=_names(arguments.attacks),
+        only_verifiers=_names(arguments.verifiers),
+        device_type=arguments.device,
+        verbose=not arguments.quiet,
+    )
+    bench.run()
+    return _report(arguments.out)
+
+
+def _report(folder: Path) -> int:
+    from art_fingerprint.benchmark.store import read_rows
+    from art_fingerprint.reporting import tables
+    from art_fingerprint.reporting.html import report
+
+    rows = read_rows(folder)
+    table = tables.table_one(rows)
+    (folder / "table.md").write_text(tables.as_markdown(table), encoding="utf-8")
+    (folder / "table.csv").write_text(tables.as_csv(table), encoding="utf-8")
+    (folder / "table.tex").write_text(tables.as_latex(table), encoding="utf-8")
+    (folder / "report.html").write_text(report(rows), encoding="utf-8")
+    print(tables.as_text(table))
+    print(f"\nReport: {folder / 'report.html'}")
+    failed = any(row["status"] == "failed" for row in tables.latest_rows(rows))
+    return SOME_FAILED if failed else OK
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status: 0 done, 2 bad input, 3 some cells failed."""
+    parsed = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        if parsed.verb == "list":
+            return _list(parsed.what)
+        if parsed.verb == "bench":
+            return _bench(parsed)
+        return _report(parsed.folder)
+    except FingerprintError as error:
+        print(f"art-fingerprint: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("art-fingerprint: stopped; run the same command again to go on.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Measurements on victims and suspects: fidelity of a surrogate."""

@@ -1,0 +1,32 @@
+"""Fidelity: how much of the victim's usefulness a surrogate keeps (RemovalNet section 2.4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from art_fingerprint.core.checks import check_images, check_labels
+
+
+def accuracy(classifier: Any, x: np.ndarray, y: np.ndarray) -> float:
+    """Return the share of correct predictions, in [0, 1]. Cost: n forward samples.
+
+    :param classifier: Any ART classifier.
+    :param x: Test images ``(n, *input_shape)`` float32.
+    :param y: True labels, indices or one-hot.
+    """
+    images = check_images(x, tuple(classifier.input_shape))
+    labels = check_labels(y, len(images), int(classifier.nb_classes))
+    return float((classifier.predict(images).argmax(1) == labels).mean())
+
+
+def accuracy_drop(victim_accuracy: float, suspect_accuracy: float) -> float:
+    """Return the signed drop in points: 100 (Acc_victim - Acc_suspect)."""
+    return 100 * (victim_accuracy - suspect_accuracy)
+
+
+def agreement(victim: Any, suspect: Any, x: np.ndarray) -> float:
+    """Return the share of samples on which two classifiers predict one label, in [0, 1]. Cost: n forwards of each."""
+    images = check_images(x, tuple(victim.input_shape))
+    return float((victim.predict(images).argmax(1) == suspect.predict(images).argmax(1)).mean())

@@ -1,0 +1,108 @@
+"""Presets: everything an experiment needs, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import nn
+
+from art_fingerprint.exceptions import InvalidInputError
+from art_fingerprint.zoo.architectures import SmallCNN
+from art_fingerprint.zoo.recipes import Recipe
+
+Source = Literal["train", "subset", "apart"]
+
+
+@dataclass(frozen=True)
+class AttackSetting:
+    """One suspect row of a table: which attack, with which parameters, on which data.
+
+    :ivar attack: Class name in ``art_fingerprint.attacks``.
+    :ivar params: Constructor arguments other than the seed.
+    :ivar source: The attacker's data: the victim's whole training set, a subset of it, or data held apart.
+    :ivar true_labels: Whether the attacker has true labels.
+    """
+
+    attack: str
+    params: Mapping[str, Any]
+    source: Source
+    true_labels: bool
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A data set, a victim, its independent models, the attacks and the verifiers.
+
+    :ivar name: Name of the preset.
+    :ivar dataset: Name of the data set.
+    :ivar architecture: Makes a network with random weights.
+    :ivar victim_recipe: Training of victim and references.
+    :ivar negative_recipe: Training of negatives.
+    :ivar subset_ratio: Share of the training set in the limited-data scenario.
+    :ivar attacks: Row label to attack.
+    :ivar verifiers: Class name in ``art_fingerprint.verifiers`` to constructor arguments.
+    :ivar nb_references: Reference models behind the thresholds.
+    :ivar victim_seed: Seed of the victim; references and negatives have seeds derived from other names.
+    :ivar reason: Why settings differ from the paper's.
+    """
+
+    name: str
+    dataset: str
+    architecture: Callable[[], nn.Module]
+    victim_recipe: Recipe
+    negative_recipe: Recipe
+    subset_ratio: float
+    attacks: Mapping[str, AttackSetting]
+    verifiers: Mapping[str, Mapping[str, Any]]
+    nb_references: int
+    victim_seed: int = 1000
+    reason: str = field(default="")
+
+
+def _digits() -> Preset:
+    baseline = {"max_iter": 200, "hflip": False}
+    removal = {"layer": "block2", "max_iter": 300, "hflip": False, "shuffle_ratio": 0.1, "batch_size": 64}
+    return Preset(
+        name="digits",
+        dataset="digits",
+        architecture=SmallCNN,
+        victim_recipe=Recipe(learning_rate=5e-2, max_iter=800, batch_size=64, momentum=0.9, max_shift=1),
+        negative_recipe=Recipe(learning_rate=5e-2, max_iter=800, batch_size=64, momentum=0.9, max_shift=1),
+        subset_ratio=0.2,
+        attacks={
+            "FT(0.5)": AttackSetting("FineTuningAttack", {"ratio": 0.5, **baseline}, "train", True),
+            "FT(0.8)": AttackSetting("FineTuningAttack", {"ratio": 0.8, **baseline}, "train", True),
+            "WP(0.5)": AttackSetting("WeightPruningAttack", {"ratio": 0.5, **baseline}, "train", True),
+            "WP(0.8)": AttackSetting("WeightPruningAttack", {"ratio": 0.8, **baseline}, "train", True),
+            "Distill": AttackSetting("DistillationAttack", baseline, "train", True),
+            "RemovalNet(train)": AttackSetting("RemovalNetAttack", removal, "subset", False),
+            "RemovalNet(apart)": AttackSetting("RemovalNetAttack", removal, "apart", False),
+        },
+        verifiers={
+            "DeepJudgeVerifier": {"layer": "block2", "metric_names": ("LOD", "LAD")},
+            "ZestVerifier": {
+                "nb_images": 32,
+                "nb_masks": 200,
+                "segmenter": "auto",
+                "metric_names": ("ZEST-L2", "ZEST-cosine"),
+            },
+            "ModelDiffVerifier": {},
+            "IPGuardVerifier": {},
+        },
+        nb_references=8,
+    )
+
+
+PRESETS: dict[str, Callable[[], Preset]] = {"digits": _digits}
+
+
+def load_preset(name: str) -> Preset:
+    """Return a preset by name.
+
+    :raises InvalidInputError: unknown name.
+    """
+    if name not in PRESETS:
+        raise InvalidInputError(f"There is no preset {name!r}; known are {', '.join(sorted(PRESETS))}.")
+    return PRESETS[name]()
