@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from art.estimators.classification import PyTorchClassifier
 from art.exceptions import EstimatorError
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from art_fingerprint.core.checks import check_choice, check_flag, check_number, is_classifier
 from art_fingerprint.core.classifier import LogitsNetwork, clip_bounds, guarded, network_of
@@ -37,6 +38,7 @@ from art_fingerprint.verifiers.modeldiff_probes import (
     pgd_partners,
     search_probes,
 )
+from art_fingerprint.verifiers.perturbation import UNITS, unit_length
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +158,7 @@ class ModelDiffVerifier(Verifier):
     """
 
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("DDV", "similarity", "scores"),)
+    extras: ClassVar[tuple[str, ...]] = ("DDM",)
     source_access: ClassVar[Access] = "gradients"
     suspect_access: ClassVar[Access] = "scores"
     verifier_params: ClassVar[list[str]] = [
@@ -347,43 +350,39 @@ class ModelDiffVerifier(Verifier):
     def _joint(self) -> bool:
         return self.generator == "search" and self.models == "both"
 
-    def _unit(self, victim: LogitsNetwork) -> tuple[Tensor, Tensor]:
-        """Return offset and length of one unit in input space, broadcastable to a sample."""
-        if self.units == "input":
-            return torch.zeros(1), torch.ones(1)
-        column = (-1, *([1] * (len(self._estimator.input_shape) - 1)))  # type: ignore[union-attr]
-        mean, std = victim.standardisation
-        return mean.view(column), std.view(column)
-
     def _bounds(self, victim: LogitsNetwork, seeds: Tensor) -> tuple[Tensor, Tensor]:
-        low, high = (torch.tensor(bound) for bound in (-math.inf, math.inf))
+        low, high = torch.tensor(-math.inf), torch.tensor(math.inf)
         if self.clip != "none" and self._estimator.clip_values is not None:  # type: ignore[union-attr]
             low, high = (torch.tensor(bound) for bound in clip_bounds(self._estimator))  # type: ignore[arg-type]
         if self.clip == "batch":
-            mean, std = self._unit(victim)
-            scaled = (seeds - mean) / std
-            low, high = torch.maximum(low, scaled.min() * std + mean), torch.minimum(high, scaled.max() * std + mean)
+            unit = unit_length(victim, self.units, seeds.ndim)
+            offset = victim.standardisation[0].view(unit.shape) if self.units == "standardised" else torch.zeros(())
+            scaled = (seeds - offset) / unit
+            low = torch.maximum(low, scaled.min() * unit + offset)
+            high = torch.minimum(high, scaled.max() * unit + offset)
         return low, high
 
     def _ascend(self, victim: LogitsNetwork, seeds: Tensor, outputs: Tensor) -> Tensor:
-        sigma = self._unit(victim)[1]
+        sigma = unit_length(victim, self.units, seeds.ndim)
         low, high = self._bounds(victim, seeds)
         noise = torch.rand(seeds.shape, generator=torch_generator(self.seed, "modeldiff", "start"))
-        return pgd_partners(
-            victim,
-            seeds,
-            outputs,
-            starts=seeds + (2 * noise - 1) * self.radius * sigma,
-            objective=self.objective,
-            weights=make_class_weights(outputs.shape[1], self.class_weights),
-            radius=self.radius * sigma,
-            step=self.step * sigma,
-            max_iter=self.max_iter,
-            low=low,
-            high=high,
-            batch_size=self.batch_size,
-            device=victim.device,
-        )
+        with tqdm(total=len(seeds), desc="ModelDiff", disable=not self.verbose) as bar:
+            return pgd_partners(
+                victim,
+                seeds,
+                outputs,
+                starts=seeds + (2 * noise - 1) * self.radius * sigma,
+                objective=self.objective,
+                weights=make_class_weights(outputs.shape[1], self.class_weights),
+                radius=self.radius * sigma,
+                step=self.step * sigma,
+                max_iter=self.max_iter,
+                low=low,
+                high=high,
+                batch_size=self.batch_size,
+                device=victim.device,
+                progress=bar.update,
+            )
 
     def _search(self, victim: LogitsNetwork, pool: Tensor, facts: dict[str, Any]) -> Tensor:
         draws = torch_generator(self.seed, "modeldiff", "search")
@@ -407,16 +406,18 @@ class ModelDiffVerifier(Verifier):
 
             models.append(ask_suspect)
         low, high = clip_bounds(self._estimator) if self.search_clip else (-math.inf, math.inf)  # type: ignore[arg-type]
-        mutated, accepted = search_probes(
-            pool,
-            models,
-            step=(self.search_step * self._unit(victim)[1]).expand(pool.shape[1:]),
-            rows=rows,
-            positions=positions,
-            constant_departure=self.search_departure == "seeds",
-            low=low,
-            high=high,
-        )
+        with tqdm(total=self.search_iterations, desc="ModelDiff", disable=not self.verbose) as bar:
+            mutated, accepted = search_probes(
+                pool,
+                models,
+                step=(self.search_step * unit_length(victim, self.units, pool.ndim)).expand(pool.shape[1:]),
+                rows=rows,
+                positions=positions,
+                constant_departure=self.search_departure == "seeds",
+                low=low,
+                high=high,
+                progress=bar.update,
+            )
         facts["search_accepted"] = int(accepted.sum())
         if partner is not None:
             facts["joint_queries"] = partner.queries
@@ -428,7 +429,7 @@ class ModelDiffVerifier(Verifier):
         check_number("nb_pairs", self.nb_pairs, 2, integer=True)
         check_choice("generator", self.generator, GENERATORS)
         check_choice("space", self.space, ("auto", "probabilities"))
-        check_choice("units", self.units, ("standardised", "input"))
+        check_choice("units", self.units, UNITS)
         check_number("radius", self.radius, 0)
         check_number("step", self.step, 0, open_low=True)
         check_number("max_iter", self.max_iter, 0, integer=True)

@@ -16,6 +16,11 @@ CLASS_WEIGHTS = ("first-class", "uniform")
 _TARGET_SCALE = 1000.0
 
 Model = Callable[[Tensor], Tensor]
+Progress = Callable[[int], object]
+
+
+def _silent(_done: int) -> None:
+    pass
 
 
 def make_class_weights(nb_classes: int, kind: str) -> Tensor:
@@ -61,6 +66,7 @@ def pgd_partners(
     high: Tensor,
     batch_size: int,
     device: torch.device | str = "cpu",
+    progress: Progress = _silent,
 ) -> Tensor:
     """Return one partner per seed, by Linf-PGD on an objective of the victim's logits.
 
@@ -78,6 +84,7 @@ def pgd_partners(
     :param high: Upper bound.
     :param batch_size: Seeds in one pass; the result does not depend on it.
     :param device: Where ``logits`` runs.
+    :param progress: Called with the number of seeds done, batch by batch.
     :return: ``(n, ...)`` on the host.
 
     Cost: ``n max_iter`` forward and as many input-only backward samples.
@@ -92,14 +99,14 @@ def pgd_partners(
         return lambda x: away_from_mean(logits(x), reference, mean_output, weights)
 
     batches = zip(*(tensor.to(device).split(batch_size) for tensor in (seeds, starts, outputs)), strict=True)
-    return torch.cat(
-        [
-            linf_ascent(
-                objective_of(reference), x, radius=radius, step=step, max_iter=max_iter, low=low, high=high, start=start
-            ).cpu()
-            for x, start, reference in batches
-        ]
-    )
+    partners = []
+    for x, start, reference in batches:
+        found = linf_ascent(
+            objective_of(reference), x, radius=radius, step=step, max_iter=max_iter, low=low, high=high, start=start
+        )
+        partners.append(found.cpu())
+        progress(len(x))
+    return torch.cat(partners)
 
 
 class Spread:
@@ -156,6 +163,7 @@ def search_probes(
     constant_departure: bool = False,
     low: float = -math.inf,
     high: float = math.inf,
+    progress: Progress = _silent,
 ) -> tuple[Tensor, Tensor]:
     """Hill-climb ``score = prod_h dep_h * div_h`` over single input entries.
 
@@ -172,6 +180,7 @@ def search_probes(
     :param constant_departure: See :class:`Spread`.
     :param low: Lower bound of mutated entries.
     :param high: Upper bound of mutated entries.
+    :param progress: Called with the number of iterations done, run by run.
     :return: The mutated inputs and, per iteration, whether its mutation was kept, ``(T,)`` bool.
 
     Cost: ``N + 2 T`` forward samples per model.
@@ -204,6 +213,7 @@ def search_probes(
                 flat[row] = candidates[i, choice]
                 for spread, answer in zip(spreads, answers, strict=True):
                     spread.accept(row, answer[i, choice])
+        progress(len(moved))
     return points, accepted
 
 

@@ -31,6 +31,7 @@ from tests.conftest import TinyCNN, wrap
 
 Make = Callable[..., PyTorchClassifier]
 SEARCH: dict[str, Any] = {"generator": "search", "search_iterations": 60, "nb_pairs": 12}
+SHORT: dict[str, Any] = {"max_iter": 10}
 JOINT: dict[str, Any] = {**SEARCH, "models": "both"}
 
 
@@ -63,7 +64,9 @@ def black_box(classifier: PyTorchClassifier) -> BlackBoxClassifierNeuralNetwork:
 
 
 # ---------------------------------------------------------------------- extraction
-@pytest.mark.parametrize("options", [{}, {"objective": "cosine"}, {"generator": "natural", "nb_pairs": 12}, SEARCH])
+@pytest.mark.parametrize(
+    "options", [SHORT, {**SHORT, "objective": "cosine"}, {"generator": "natural", "nb_pairs": 12}, SEARCH]
+)
 def test_self_verification_for_any_batch_size(
     make_classifier: Make, images: np.ndarray, options: dict[str, Any]
 ) -> None:
@@ -76,7 +79,7 @@ def test_self_verification_for_any_batch_size(
         assert verdict.derived is None
 
 
-@pytest.mark.parametrize("options", [{}, {"objective": "untargeted-ce"}, SEARCH, {"generator": "natural"}])
+@pytest.mark.parametrize("options", [SHORT, {**SHORT, "objective": "untargeted-ce"}, SEARCH, {"generator": "natural"}])
 def test_results_do_not_depend_on_batch_size(
     make_classifier: Make, images: np.ndarray, options: dict[str, Any]
 ) -> None:
@@ -172,6 +175,17 @@ def test_the_victim_is_given_back_untouched(make_classifier: Make, images: np.nd
     assert network_digest(victim.model) == before
     assert all(module.training for module in victim.model.modules())
     assert all(p.requires_grad and p.grad is None for p in victim.model.parameters())
+
+
+@pytest.mark.parametrize("options", [SHORT, SEARCH])
+def test_progress_is_shown_on_request(
+    make_classifier: Make, images: np.ndarray, capsys: pytest.CaptureFixture[str], options: dict[str, Any]
+) -> None:
+    quiet = ModelDiffVerifier(make_classifier(), **options).extract(images)
+    assert capsys.readouterr() == ("", "")
+    loud = ModelDiffVerifier(make_classifier(), **options, verbose=True).extract(images)
+    assert "100%" in capsys.readouterr().err
+    np.testing.assert_array_equal(loud.arrays["partners"], quiet.arrays["partners"])
 
 
 def test_counts_and_small_pools(make_classifier: Make, images: np.ndarray) -> None:
@@ -303,6 +317,16 @@ def test_bad_suspects(make_classifier: Make, images: np.ndarray) -> None:
     holes = BlackBoxClassifierNeuralNetwork(lambda x: np.full((len(x), 4), np.nan), (1, 8, 8), 4)
     with pytest.raises(NonFiniteOutputError):
         verifier.score(holes)
+
+
+def test_ddm_comes_with_the_score_but_does_not_vote(make_classifier: Make, images: np.ndarray) -> None:
+    verifier = ModelDiffVerifier(make_classifier())
+    verifier.extract(images)
+    assert verifier.score(make_classifier())["DDM"] == pytest.approx(0, abs=1e-12)
+    scores = verifier.score(make_classifier(1))
+    assert list(scores) == ["DDV", "DDM"]
+    assert 0 < scores["DDM"] <= 0.5
+    assert list(verifier.calibrate([make_classifier(2)]).verify(make_classifier(1)).metrics) == ["DDV"]
 
 
 # ---------------------------------------------------------------------- joint search
