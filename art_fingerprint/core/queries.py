@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -136,14 +137,19 @@ class Suspect:
         return self._view if self._view is not None else LogitsNetwork(self.classifier, "logits")
 
     @torch.no_grad()
-    def activations(self, x: Tensor, layer: str) -> Tensor:
-        """Return one layer's output for any number of samples on the host; the forward pass stops at that layer."""
+    def activations(self, x: Tensor, layer: str, reduce: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Return one layer's output for any number of samples on the host; the forward pass stops at that layer.
+
+        :param reduce: Applied to the layer's output of each batch on the device, so that whole feature maps need not be
+            kept.
+        """
         view = self.view
         view.network.eval()
         parts = []
         for part in x.split(self.batch_size):
             self._spend(len(part))
-            parts.append(tap(view.network, layer, view.preprocess(self._native(part).to(view.device))).cpu())
+            output = tap(view.network, layer, view.preprocess(self._native(part).to(view.device)))
+            parts.append((output if reduce is None else reduce(output)).cpu())
         return torch.cat(parts)
 
     def _spend(self, n: int) -> None:

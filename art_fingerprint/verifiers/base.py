@@ -63,10 +63,13 @@ class Verifier(abc.ABC):
     :attr:`verifier_params`) and writes two hooks, :meth:`_extract` and :meth:`_score`. This class checks, protects
     both models, meters queries, calibrates and decides.
 
+    :cvar extras: Names of further values that :meth:`score` returns beside the metrics, where they come for free
+        (another normalisation of a metric, say). They are never calibrated and never vote.
     :ivar fingerprint: The fingerprint, once :meth:`extract` has run or a file was given to :meth:`from_fingerprint`.
     """
 
     metrics: ClassVar[tuple[Metric, ...]]
+    extras: ClassVar[tuple[str, ...]] = ()
     source_access: ClassVar[Access]
     suspect_access: ClassVar[Access]
     verifier_params: ClassVar[list[str]] = ["metric_names", "batch_size", "seed", "verbose"]
@@ -179,7 +182,10 @@ class Verifier(abc.ABC):
         return self.fingerprint
 
     def score(self, suspect: Any) -> dict[str, float]:
-        """Return the metrics between the victim and ``suspect``, unrounded. The suspect is only read."""
+        """Return the metrics between the victim and ``suspect``, unrounded. The suspect is only read.
+
+        The class's :attr:`extras` are returned with them, as far as they come with the metrics that were asked for.
+        """
         return self._measure(suspect)[0]
 
     def calibrate(
@@ -352,7 +358,8 @@ class Verifier(abc.ABC):
                 f"No metric of {type(self).__name__} can be computed on this suspect: "
                 + "; ".join(f"{name}: {why}" for name, why in skipped.items())
             )
-        return wanted, skipped, suspect.queries
+        beside = {name: float(scores[name]) for name in self.extras if name in scores}
+        return {**wanted, **beside}, skipped, suspect.queries
 
     @staticmethod
     def _judge(metric: Metric, value: float, calibration: Calibration | None) -> MetricResult:
