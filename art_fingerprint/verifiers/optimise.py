@@ -102,6 +102,8 @@ def optimise(
     lower, upper = (
         None if value is None else torch.as_tensor(value, dtype=start.dtype, device=device) for value in (low, high)
     )
+    unbias_first = _unbias(_BETA1, max_iter, rate)
+    unbias_second = _unbias(_BETA2, max_iter, rate).sqrt()
     found = Optimised(
         x=torch.empty((n, *shape), dtype=start.dtype, device=origin),
         converged=torch.zeros(n, dtype=torch.bool, device=origin),
@@ -120,7 +122,7 @@ def optimise(
             "second": torch.zeros_like(x),
             "kept": x.clone(),
             "lowest": torch.full((len(rows),), torch.inf, dtype=x.dtype, device=device),
-            "t": torch.zeros(len(rows), dtype=x.dtype, device=device),
+            "t": torch.zeros(len(rows), dtype=torch.int64, device=device),
             "active": torch.ones(len(rows), dtype=torch.bool, device=device),
             "converged": torch.zeros(len(rows), dtype=torch.bool, device=device),
         }
@@ -143,9 +145,11 @@ def optimise(
         unspent = s["t"] < max_iter
         if store == "next":
             stop = stop & unspent
-        better = stop | (values < s["lowest"]) if keep == "best" else valid
-        s["kept"] = torch.where((valid & better).view(column), s["x"], s["kept"])
-        s["lowest"] = torch.where(valid & better, values, s["lowest"])
+        worth_keeping = valid
+        if keep == "best":
+            worth_keeping = valid & (stop | (values < s["lowest"]))
+            s["lowest"] = torch.where(worth_keeping, values, s["lowest"])
+        s["kept"] = torch.where(worth_keeping.view(column), s["x"], s["kept"])
         s["converged"] = s["converged"] | stop
         moving = valid & unspent if store == "next" else valid & unspent & ~stop
         if device.type == "cpu" and not moving.any():
@@ -155,7 +159,10 @@ def optimise(
         moving = moving & torch.isfinite(gradient).flatten(1).all(1)
         s["t"] = s["t"] + moving
         if optimizer == "adam":
-            s["first"], s["second"], direction = _adam(s["first"], s["second"], gradient, s["t"].view(column))
+            s["first"].lerp_(gradient, 1 - _BETA1)
+            s["second"].mul_(_BETA2).addcmul_(gradient, gradient, value=1 - _BETA2)
+            spread = s["second"].sqrt().mul_(unbias_second[s["t"]].view(column)).add_(_EPSILON)
+            direction = (s["first"] * unbias_first[s["t"]].view(column)).div_(spread)
         else:
             direction = gradient / (gradient.abs() + _EPSILON)
         x = s["x"] - rate * direction
@@ -170,7 +177,7 @@ def optimise(
         rows = s["rows"][done].to(origin)
         found.x[rows] = s["kept"][done].to(origin)
         found.converged[rows] = s["converged"][done].to(origin)
-        found.updates[rows] = s["t"][done].to(origin, torch.int64)
+        found.updates[rows] = s["t"][done].to(origin)
         if progress is not None:
             progress(len(rows))
 
@@ -196,13 +203,10 @@ def optimise(
     return found
 
 
-def _adam(first: Tensor, second: Tensor, gradient: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    first = torch.lerp(first, gradient, 1 - _BETA1)
-    second = torch.lerp(second, gradient * gradient, 1 - _BETA2)
-    # expm1 keeps 1 - 0.999^t exact in float32; rows that never moved have t = 0 and are masked by the caller
-    t = t.clamp_min(1)
-    unbiased = second / -torch.expm1(t * math.log(_BETA2))
-    return first, second, first / -torch.expm1(t * math.log(_BETA1)) / (unbiased.sqrt() + _EPSILON)
+def _unbias(beta: float, max_iter: int, like: Tensor) -> Tensor:
+    """Return ``1 / (1 - beta^t)`` for t = 0..max_iter, computed in float64; rows at t = 0 never move, so 1 there."""
+    t = torch.arange(max_iter + 1, dtype=torch.float64).clamp_min_(1)
+    return (1 / -torch.expm1(t * math.log(beta))).to(like)
 
 
 def _check(max_iter: int, batch_size: int, optimizer: str, keep: str, store: str) -> None:
