@@ -205,7 +205,6 @@ class RemovalAttack(Attack):
     def params(self) -> dict[str, Any]:
         """Return the parameters as JSON values; callables are left out."""
         values = {name: getattr(self, name) for name in self.attack_params}
-        values = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
         return {n: list(v) if isinstance(v, tuple) else v for n, v in values.items() if not callable(v)}
 
     def set_params(self, **kwargs: Any) -> None:
@@ -229,6 +228,10 @@ class RemovalAttack(Attack):
 
     def _check_params(self) -> None:
         super()._check_params()
+        for name in self.attack_params:  # NumPy scalars are neither JSON nor accepted everywhere in torch
+            value = getattr(self, name)
+            if isinstance(value, np.generic):
+                setattr(self, name, value.item())
         check_number("batch_size", self.batch_size, 1, integer=True)
         check_flag("hflip", self.hflip)
         if self.callback is not None and not callable(self.callback):

@@ -336,6 +336,9 @@ class Normed(nn.Module):
         self.shift = nn.Identity()
         self.second = nn.BatchNorm2d(1)
         self.head = nn.Linear(64, 2)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.tensor([[1e-3], [0.0]]).expand(2, 64))
+            self.head.bias.copy_(torch.tensor([10.0, 0.0]))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.second(self.shift(self.first(x)) + 1).flatten(1))
