@@ -2,6 +2,7 @@
 
 from art_fingerprint.verifiers.base import Metric, Verifier
 from art_fingerprint.verifiers.calibration import Calibration
+from art_fingerprint.verifiers.deepjudge import DeepJudgeVerifier
 from art_fingerprint.verifiers.fingerprint import Fingerprint
 from art_fingerprint.verifiers.ipguard import IPGuardVerifier
 from art_fingerprint.verifiers.modeldiff import ModelDiffVerifier
@@ -10,6 +11,7 @@ from art_fingerprint.verifiers.zest import ZestVerifier
 
 __all__ = [
     "Calibration",
+    "DeepJudgeVerifier",
     "Fingerprint",
     "IPGuardVerifier",
     "Metric",

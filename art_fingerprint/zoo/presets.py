@@ -63,7 +63,14 @@ class Preset:
 
 def _digits() -> Preset:
     baseline = {"max_iter": 200, "hflip": False}
-    removal = {"layer": "block2", "max_iter": 300, "hflip": False, "shuffle_ratio": 0.1, "batch_size": 64}
+    removal = {
+        "layer": "block2",
+        "max_iter": 400,
+        "learning_rate": 1e-2,
+        "hflip": False,
+        "shuffle_ratio": 0.1,
+        "batch_size": 64,
+    }
     return Preset(
         name="digits",
         dataset="digits",
@@ -81,7 +88,12 @@ def _digits() -> Preset:
             "RemovalNet(apart)": AttackSetting("RemovalNetAttack", removal, "apart", False),
         },
         verifiers={
-            "DeepJudgeVerifier": {"layer": "block2", "metric_names": ("LOD", "LAD")},
+            "DeepJudgeVerifier": {
+                "layer": "block2",
+                "nb_seeds_whitebox": 20,
+                "max_iter": 200,
+                "metric_names": ("LOD", "LAD"),
+            },
             "ZestVerifier": {
                 "nb_images": 32,
                 "nb_masks": 200,
@@ -89,7 +101,7 @@ def _digits() -> Preset:
                 "metric_names": ("ZEST-L2", "ZEST-cosine"),
             },
             "ModelDiffVerifier": {},
-            "IPGuardVerifier": {},
+            "IPGuardVerifier": {"margin": 2.0, "learning_rate": 1e-2},
         },
         nb_references=8,
     )
