@@ -11,11 +11,11 @@ Latent and output of a training pass come from :meth:`LayerCut.forward`, which i
 
 from __future__ import annotations
 
-import inspect
 import logging
 import warnings
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -35,13 +35,15 @@ class LayerCut:
     :param network: The network. Its parameters are shared, its mode is followed. Cut after moving it to its device.
     :param layer: Dotted name of the layer whose output is the latent z.
     :param example: Preprocessed inputs, at most eight are used to check the cut (two or three forward passes).
-    :param require_single_tensor: Refuse cuts whose tail also needs other tensors of the head.
+    :param require_single_tensor: Refuse cuts whose tail also needs other tensors of the head. Without a graph this is
+        found out by running the tail on another input.
     :param method: ``"graph"``, ``"hooks"``, or ``"auto"``: graph, and hooks where that is impossible.
     :ivar method: What is used, ``"graph"`` or ``"hooks"``.
-    :ivar nb_side_inputs: Number of further head tensors that the tail needs (a skip connection around the layer); they
-        are held constant while the tail is run.
+    :ivar nb_side_inputs: Number of further values of the head that the tail needs (a skip connection around the layer,
+        a size read from the input); they are held constant while the tail is run. Not counted for hooks.
     :raises LayerNotFoundError: no such layer.
-    :raises LayerCutError: the layer is unused, called more than once, or does not return one float tensor ``(B, ...)``.
+    :raises LayerCutError: the layer is unused, called more than once, holds the whole network, or does not return one
+        float tensor ``(B, ...)``; or the network does not return one tensor.
     """
 
     def __init__(
@@ -56,22 +58,24 @@ class LayerCut:
         self.layer = layer
         self.method: Literal["graph", "hooks"] = "hooks"
         self.nb_side_inputs = 0
+        self._record_head = False
         self._module = get_layer(network, layer)
+        example = example[:8]
         flags = [(module, module.training) for module in network.modules()]
         try:
             network.eval()
-            z, output = self._check(example[:8])
+            z, output = self._check(example)
             if method != "hooks":
-                self._split(example[:8], output, strict=method == "graph")
-            del z
+                self._split(example, output, strict=method == "graph")
+            if require_single_tensor and not self._is_single_tensor(example, z, output):
+                raise LayerCutError(
+                    f"Cutting at {layer!r} needs {self.nb_side_inputs or 'a'} further tensor(s) around the layer; cut "
+                    f"somewhere else.{self._hint()}"
+                )
+            del z, output
         finally:
             for module, training in flags:
                 module.training = training
-        if self.nb_side_inputs and require_single_tensor:
-            raise LayerCutError(
-                f"Cutting at {layer!r} needs {self.nb_side_inputs} further tensor(s) around the layer; cut at a stage "
-                f"instead: {', '.join(stages(network))}."
-            )
         if self.nb_side_inputs:
             logger.info("Cut at %s: %d side input(s) are held constant.", layer, self.nb_side_inputs)
 
@@ -101,40 +105,64 @@ class LayerCut:
             return lambda z: self._tail(z.clone())
         with torch.no_grad():
             _, *side = self._head(prepared)
-        return lambda z: self._tail(z.clone(), *(tensor.clone() for tensor in side))
+        return lambda z: self._tail(z.clone(), *map(_copied, side))
 
     # ------------------------------------------------------------------ checks
+    def _hint(self) -> str:
+        names = [name for name in stages(self.network) if name != self.layer]
+        return f" Stages of this network: {', '.join(names)}." if names else ""
+
     def _check(self, example: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad(), recorded(self.network, [self.layer]) as traces:
-            self.network(example)
+            answer = self.network(example)
         trace = traces[self.layer]
-        hint = f" Layers that work: {', '.join(stages(self.network))}."
         if trace.calls == 0:
-            raise LayerCutError(f"Layer {self.layer!r} is not used by the forward pass.{hint}")
+            raise LayerCutError(f"Layer {self.layer!r} is not used by the forward pass.{self._hint()}")
         if trace.calls > 1:
             raise LayerCutError(
                 f"Layer {self.layer!r} is called {trace.calls} times in one forward pass, so its output is not one "
-                f"latent.{hint}"
+                f"latent.{self._hint()}"
             )
         z = trace.outputs[0]
         if not isinstance(z, Tensor):
-            raise LayerCutError(f"Layer {self.layer!r} returns {type(z).__name__}, not one tensor.{hint}")
+            raise LayerCutError(f"Layer {self.layer!r} returns {type(z).__name__}, not one tensor.{self._hint()}")
         if not z.is_floating_point() or z.ndim < 2 or z.shape[0] != len(example):
             raise LayerCutError(
                 f"Layer {self.layer!r} returns {z.dtype} of shape {tuple(z.shape)} for {len(example)} samples; a float "
-                f"tensor (samples, ...) is needed.{hint}"
+                f"tensor (samples, ...) is needed.{self._hint()}"
+            )
+        if not isinstance(answer, Tensor):
+            raise LayerCutError(
+                f"The network returns {type(answer).__name__}, not one tensor; wrap it in a module that returns the "
+                "logits alone."
             )
         with torch.no_grad():
             z, output = self.forward(example)
+        if z.shape == output.shape and torch.equal(z, output) and self._holds_all():
+            raise LayerCutError(f"Layer {self.layer!r} is the whole network: nothing is left above it.{self._hint()}")
         with torch.enable_grad():
             latent = z.detach().clone().requires_grad_(True)
             reached = self._replaced(example, latent)
-        if not isinstance(reached, Tensor) or not reached.requires_grad or reached.grad_fn is None:
-            raise LayerCutError(f"The network's output does not depend on layer {self.layer!r}.{hint}")
-        (gradient,) = torch.autograd.grad(reached.sum(), latent, allow_unused=True)
+            if not reached.requires_grad:
+                # A no_grad block of the network around the layer ends by restoring the mode that it found.
+                self._record_head = True
+                reached = self._replaced(example, latent)
+            total = reached.sum()
+        gradient = torch.autograd.grad(total, latent, allow_unused=True)[0] if total.requires_grad else None
         if gradient is None:
-            raise LayerCutError(f"The network's output does not depend on layer {self.layer!r}.{hint}")
+            raise LayerCutError(f"The network's output does not depend on layer {self.layer!r}.{self._hint()}")
         return z, output
+
+    def _holds_all(self) -> bool:
+        inside = {id(parameter) for parameter in self._module.parameters()}
+        container = any(True for _ in self._module.children())
+        return container and all(id(parameter) in inside for parameter in self.network.parameters())
+
+    def _is_single_tensor(self, example: Tensor, z: Tensor, output: Tensor) -> bool:
+        if self.method == "graph":
+            return not self.nb_side_inputs
+        with torch.no_grad():
+            return _agree(self._replaced(1.0 - example, z), output)
 
     # ------------------------------------------------------------------ graph cut
     def _split(self, example: Tensor, output: Tensor, strict: bool) -> None:
@@ -142,14 +170,13 @@ class LayerCut:
             head, tail, nb_side = split_graph(self.network, self.layer)
             with torch.no_grad():
                 parts = head(example)
-                again = tail(*(part.clone() for part in parts))
+                again = tail(*map(_copied, parts))
         except Exception as error:  # whatever user code does under a tracer; the fallback needs no tracing
             if strict:
                 raise LayerCutError(f"The network cannot be traced around {self.layer!r}: {error}") from error
             logger.info("No graph cut at %s (%s: %s); using hooks.", self.layer, type(error).__name__, error)
             return
-        scale = output.abs().clamp_min(1.0)
-        if again.shape != output.shape or not bool(((again - output).abs() <= 1e-5 * scale).all()):
+        if not _agree(again, output):
             message = f"The graph cut at {self.layer!r} does not reproduce the network"
             if strict:
                 raise LayerCutError(message + ".")
@@ -169,8 +196,8 @@ class LayerCut:
 
         handle = self._module.register_forward_hook(replace)
         try:
-            with torch.no_grad():
-                # Gradients come back on inside the hook: only the tail is recorded.
+            # Gradients come back on inside the hook: only the tail is recorded.
+            with torch.set_grad_enabled(with_gradient and self._record_head):
                 return self.network(prepared)
         finally:
             handle.remove()
@@ -187,6 +214,24 @@ class _AncestorTracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not self._layer.startswith(module_qualified_name + ".")
 
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: object = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        # The input alone is a proxy. Were optional arguments proxies too, the pass would take branches it never takes.
+        return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
+
+
+@contextmanager
+def _attributes_kept(modules: list[nn.Module]) -> Iterator[None]:
+    """Undo attribute changes: tracing runs user code on proxies and stores constants in the network."""
+    before = [(module, dict(vars(module))) for module in modules]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+
 
 def split_graph(network: nn.Module, layer: str) -> tuple[fx.GraphModule, fx.GraphModule, int]:
     """Cut a network's coarse graph at a layer (attack specification B.3).
@@ -194,10 +239,14 @@ def split_graph(network: nn.Module, layer: str) -> tuple[fx.GraphModule, fx.Grap
     :return: head ``x -> (z, *side)``, tail ``(z, *side) -> output``, number of side tensors. Parameters are shared.
     :raises LayerCutError: the layer is not called exactly once, or the output does not depend on it.
     """
-    parameters = list(inspect.signature(network.forward).parameters.values())[1:]
-    # Without fixed values optional arguments become proxies, and a forward pass takes branches it never takes.
-    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-    graph = _AncestorTracer(layer).trace(network, concrete_args=defaults)
+    opened = [m for name, m in network.named_modules() if name == "" or layer.startswith(name + ".")]
+    with _attributes_kept(opened):
+        graph = _AncestorTracer(layer).trace(network)
+        head, tail, nb_side = _divide(graph, layer)
+        return fx.GraphModule(network, head), fx.GraphModule(network, tail), nb_side
+
+
+def _divide(graph: fx.Graph, layer: str) -> tuple[fx.Graph, fx.Graph, int]:
     nodes = list(graph.nodes)
     source = next(node for node in nodes if node.op == "placeholder")
     result = next(node for node in nodes if node.op == "output")
@@ -210,11 +259,13 @@ def split_graph(network: nn.Module, layer: str) -> tuple[fx.GraphModule, fx.Grap
     after_cut = _descendants(cut, nodes)
     if result not in after_cut:
         raise LayerCutError(f"The network's output does not depend on layer {layer!r}.")
-    needed = _ancestors([result], stop=cut)
+    # An in-place operation counts although nobody reads what it returns.
+    silent = [node for node in nodes if node in from_input and not node.users and _may_write(node)]
+    needed = _ancestors([result, *(node for node in silent if node in after_cut)], stop=cut)
     tail_nodes = [n for n in nodes if n in needed and n is not cut and (n in after_cut or n not in from_input)]
     beyond = (needed & after_cut) - {cut}
     side = [n for n in nodes if n in from_input and n not in after_cut and any(user in beyond for user in n.users)]
-    head_needed = _ancestors([cut, *side], stop=None)
+    head_needed = _ancestors([cut, *side, *(node for node in silent if node not in after_cut)], stop=None)
 
     head_graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
@@ -232,7 +283,13 @@ def split_graph(network: nn.Module, layer: str) -> tuple[fx.GraphModule, fx.Grap
             moved[node] = tail_graph.node_copy(node, lambda n: moved[n])
     for part in (head_graph, tail_graph):
         part.lint()
-    return fx.GraphModule(network, head_graph), fx.GraphModule(network, tail_graph), len(side)
+    return head_graph, tail_graph, len(side)
+
+
+def _may_write(node: fx.Node) -> bool:
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    written = bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
+    return node.op == "call_module" or written or (name.endswith("_") and not name.endswith("__"))
 
 
 def _descendants(start: fx.Node, nodes: list[fx.Node]) -> set[fx.Node]:
@@ -253,3 +310,12 @@ def _ancestors(ends: list[fx.Node], stop: fx.Node | None) -> set[fx.Node]:
             if node is not stop:
                 waiting.extend(node.all_input_nodes)
     return found
+
+
+def _copied(part: object) -> object:
+    return part.clone() if isinstance(part, Tensor) else part  # the head may also hand over sizes
+
+
+def _agree(output: Tensor, expected: Tensor) -> bool:
+    scale = expected.abs().clamp_min(1.0)
+    return output.shape == expected.shape and bool(((output - expected).abs() <= 1e-5 * scale).all())

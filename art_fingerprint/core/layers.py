@@ -54,7 +54,8 @@ def recorded(network: nn.Module, layers: list[str]) -> Iterator[dict[str, LayerT
 
         return hook
 
-    handles = [get_layer(network, layer).register_forward_hook(make_hook(traces[layer])) for layer in layers]
+    modules = {layer: get_layer(network, layer) for layer in layers}
+    handles = [module.register_forward_hook(make_hook(traces[layer])) for layer, module in modules.items()]
     try:
         yield traces
     finally:
@@ -66,7 +67,8 @@ def stages(network: nn.Module) -> list[str]:
     """Return the names of the network's stage outputs, in order of execution.
 
     Known are the VGG, ResNet, DenseNet, Inception and ViT families of timm and torchvision (attack specification B.1);
-    for other timm models their ``feature_info``, and for any other network its direct children that have parameters.
+    for other timm models their ``feature_info``, and for any other network its direct children that have parameters. A
+    network that only wraps another one (to normalise its input, say) has the stages of the other one.
     """
     modules = dict(network.named_modules())
     features = modules.get("features")
@@ -89,7 +91,12 @@ def stages(network: nn.Module) -> list[str]:
         named = []
     if named and all(name in modules for name in named):
         return named
-    return [name for name, child in network.named_children() if any(True for _ in child.parameters())]
+    # A child may be known under another name only: a module has one name, the first.
+    children = {n: m for n, m in network.named_children() if n in modules and any(True for _ in m.parameters())}
+    if len(children) == 1:
+        ((name, child),) = children.items()
+        return [f"{name}.{inner}" for inner in stages(child)] or [name]
+    return list(children)
 
 
 @torch.no_grad()
