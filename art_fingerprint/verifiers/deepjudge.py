@@ -224,7 +224,8 @@ class DeepJudgeVerifier(Verifier):
             it use ``layer=2`` for a VGG19).
         :param nb_seeds_whitebox: How many of the seeds are pushed for every neuron ([DJ] 100, [RN] 1000).
         :param neurons: Neurons to push: ``None`` all, a number for the first so many ([RN] 32), or a list of indices.
-        :param max_tests_per_neuron: Most tests of a neuron; no more seeds are tried than that takes.
+        :param max_tests_per_neuron: Most tests of a neuron, from its first successful seeds; ``None`` for no limit. A
+            neuron without success still tries all seeds: ``nb_seeds_whitebox`` is what bounds the cost.
         :param reference: Images that give the neurons' largest activations: ``"seeds"`` (the white-box ones; [RN], and
             [DJ] without a training set) or ``"data"``, the first 20000 images given ([DJ] with one).
         :param multiplier: Target of a neuron in multiples of its largest activation, above 0 (both codes 3).

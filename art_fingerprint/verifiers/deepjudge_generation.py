@@ -201,7 +201,7 @@ def neuron_tests(
     :param targets: ``k_i`` of these neurons, ``(k,)``.
     :param learning_rate: Step of Adam in input units, broadcastable to ``seeds``.
     :param max_iter: Most updates of a pair.
-    :param max_tests_per_neuron: Keep the first so many successful seeds of a neuron and try no more seeds than that
+    :param max_tests_per_neuron: Keep the first so many successful seeds of a neuron and try hardly more seeds than that
         takes; ``None`` tries all.
     :param low: Lower clip bound, or ``None``.
     :param high: Upper clip bound, or ``None``.
@@ -222,10 +222,13 @@ def neuron_tests(
     spare: list[tuple[Tensor, Tensor, Tensor]] = []
     nb_tasks = nb_updates = 0
     # Rounds: each neuron tries as many further seeds, in their order, as it still needs tests (once, if it needs all).
+    # Stubborn neurons try four times as many in each round, so that small rounds do not follow one another for long.
+    boldness = 1
     while True:
-        count = torch.minimum(wanted - successes, nb_seeds - tried).clamp_min(0)
+        count = torch.minimum((wanted - successes).clamp_min(0) * boldness, nb_seeds - tried)
         if not count.any():
             break
+        boldness *= 4
         entry = torch.repeat_interleave(torch.arange(nb_neurons), count)
         place = torch.arange(len(entry)) - torch.repeat_interleave(count.cumsum(0) - count, count)
         seed = tried[entry] + place
@@ -264,6 +267,7 @@ def neuron_tests(
         kept.append((entry[empty], seed[empty], x[empty]))
     entries, seed_index, tests = (torch.cat(parts) for parts in zip(*kept, strict=True))
     order = torch.argsort(entries * nb_seeds + seed_index)
+    order = order[first_per_neuron(entries[order], wanted)]
     return NeuronTests(tests[order], neurons[entries[order]], seed_index[order], nb_tasks, nb_updates)
 
 

@@ -238,7 +238,7 @@ def test_a_bounded_number_of_tests_is_the_first_so_many(layer: nn.Module, seeds:
     assert some.neuron.tolist() == everything.neuron[kept].tolist()
     assert some.seed.tolist() == everything.seed[kept].tolist()
     torch.testing.assert_close(some.x, everything.x[kept], rtol=1e-9, atol=1e-9)
-    assert some.nb_tasks < everything.nb_tasks
+    assert some.nb_tasks <= everything.nb_tasks
 
 
 def test_at_least_one_update_happens(layer: nn.Module, seeds: Tensor) -> None:
