@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -52,8 +53,9 @@ def masked_images(images: Tensor, segments: Tensor, fill: Tensor, owner: Tensor,
     :param owner: ``(b,)`` image of each mask.
     :param masks: ``(b, F)`` bool.
     """
-    keep = masks.gather(1, segments[owner]).view(len(owner), 1, *images.shape[2:])
-    return torch.where(keep, images[owner], fill)
+    keep = masks.to(images.dtype).gather(1, segments.index_select(0, owner)).view(len(owner), 1, *images.shape[2:])
+    # lerp returns its ends exactly at 0 and 1, and on the CPU it is ten times as fast as where
+    return torch.lerp(fill, images.index_select(0, owner), keep)
 
 
 def regression_matrices(masks: Tensor, counts: Tensor, rtol: float) -> Tensor:
@@ -79,8 +81,9 @@ class ProbePlan:
     :ivar fill: ``(C, 1, 1)`` or ``(C, h, w)`` float32.
     :ivar owner: ``(U,)`` image of each distinct mask, ascending.
     :ivar masks: ``(U, max F_i)`` bool.
-    :ivar blocks: For consecutive images: positions ``(n, u)`` of their answers, matrices ``(n, F, u)``, and which of
-        the ``(n, F)`` weights exist.
+    :ivar counts: ``(U,)`` how often each was drawn.
+    :ivar nb_masks: Masks drawn for each image.
+    :ivar nb_classes: Usual number of classes; decides the size of blocks only.
     """
 
     images: Tensor
@@ -88,37 +91,32 @@ class ProbePlan:
     fill: Tensor
     owner: Tensor
     masks: Tensor
-    blocks: list[tuple[Tensor, Tensor, Tensor]]
+    counts: Tensor
+    nb_masks: int
+    nb_classes: int
 
     @classmethod
     def build(cls, arrays: dict[str, np.ndarray], nb_classes: int) -> ProbePlan:
-        """Find the distinct masks and compute all pseudo-inverses. Cost: no queries, ``N`` small decompositions.
+        """Find the distinct masks of a fingerprint. Cost: no queries.
 
         :param arrays: Arrays of a ZEST fingerprint.
-        :param nb_classes: Usual number of classes, for the size of the blocks only.
+        :param nb_classes: Usual number of classes.
         :raises FingerprintFileError: arrays are missing or do not fit together.
         """
         _check_arrays(arrays)
         segments = torch.from_numpy(arrays["segments"].astype(np.int64)).flatten(1)
-        nb_segments = segments.amax(1) + 1
-        owner, rows, counts = (torch.from_numpy(a) for a in distinct_masks(arrays["masks"]))
-        width = int(nb_segments.max())
-        masks = torch.from_numpy(np.unpackbits(rows.numpy(), axis=1, count=width).astype(bool))
-        per_image = torch.bincount(owner, minlength=len(segments))
-        start = per_image.cumsum(0) - per_image
-        size = max(1, _BLOCK // (int(per_image.max()) * max(width, nb_classes)))
-        blocks = []
-        for first in range(0, len(segments), size):
-            part = slice(first, first + size)
-            inner = torch.arange(int(per_image[part].max()))
-            exists = inner < per_image[part, None]
-            position = (start[part, None] + inner).clamp_max(len(owner) - 1)
-            features = torch.arange(int(nb_segments[part].max()))
-            cut_off = float(np.finfo(np.float64).eps) * max(arrays["masks"].shape[1], len(features))
-            matrices = regression_matrices(masks[position][..., : len(features)], counts[position] * exists, cut_off)
-            blocks.append((position, matrices, features < nb_segments[part, None]))
-        images, fill = (torch.from_numpy(arrays[name]) for name in ("images", "fill"))
-        return cls(images, segments, fill, owner, masks, blocks)
+        owner, rows, counts = distinct_masks(arrays["masks"])
+        masks = np.unpackbits(rows, axis=1, count=int(segments.max()) + 1).astype(bool)
+        return cls(
+            images=torch.from_numpy(arrays["images"]),
+            segments=segments,
+            fill=torch.from_numpy(arrays["fill"]),
+            owner=torch.from_numpy(owner),
+            masks=torch.from_numpy(masks),
+            counts=torch.from_numpy(counts),
+            nb_masks=arrays["masks"].shape[1],
+            nb_classes=nb_classes,
+        )
 
     def __len__(self) -> int:
         return len(self.owner)
@@ -141,6 +139,27 @@ class ProbePlan:
             leave=False,
         )
         return torch.cat([ask(batch).float() for batch in batches])
+
+    @cached_property
+    def blocks(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """The regression of consecutive images, computed once; cost: ``N`` small decompositions.
+
+        Positions ``(n, u)`` of their answers, matrices ``(n, F, u)``, and which of the ``(n, F)`` weights exist.
+        """
+        nb_segments = self.segments.amax(1) + 1
+        per_image = torch.bincount(self.owner, minlength=len(self.images))
+        start = per_image.cumsum(0) - per_image
+        size = max(1, _BLOCK // (int(per_image.max()) * max(self.masks.shape[1], self.nb_classes)))
+        blocks = []
+        for first in range(0, len(self.images), size):
+            part = slice(first, first + size)
+            inner, features = (torch.arange(int(number[part].max())) for number in (per_image, nb_segments))
+            position = (start[part, None] + inner).clamp_max(len(self) - 1)
+            counts = self.counts[position] * (inner < per_image[part, None])
+            cut_off = float(np.finfo(np.float64).eps) * max(self.nb_masks, len(features))
+            matrices = regression_matrices(self.masks[position][..., : len(features)], counts, cut_off)
+            blocks.append((position, matrices, features < nb_segments[part, None]))
+        return blocks
 
     def signature(self, answers: Tensor, *, probabilities: bool) -> Tensor:
         """Return the regression weights of all images, ``(sum F_i, K)`` float64 on the answers' device.

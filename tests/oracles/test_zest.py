@@ -301,10 +301,9 @@ def test_probability_signature_is_the_regression_of_the_softmax(
 def test_blocks_do_not_change_the_signature(extracted: ZestVerifier, monkeypatch: pytest.MonkeyPatch) -> None:
     assert extracted.fingerprint is not None
     arrays = extracted.fingerprint.arrays
-    whole = ProbePlan.build(arrays, 4)
-    monkeypatch.setattr("art_fingerprint.verifiers.zest_probes._BLOCK", 1)
-    pieces = ProbePlan.build(arrays, 4)
+    whole, pieces = (ProbePlan.build(arrays, 4) for _ in range(2))
     assert len(whole.blocks) == 1
+    monkeypatch.setattr("art_fingerprint.verifiers.zest_probes._BLOCK", 1)
     assert len(pieces.blocks) == 12
     answers = torch.randn(len(whole), 4, generator=torch.Generator().manual_seed(0))
     expected, signature = (plan.signature(answers, probabilities=False) for plan in (whole, pieces))
