@@ -286,6 +286,25 @@ def test_log_distance_equals_the_loop(distance: Any, scope: Any) -> None:
     close(terms.log_distance(u, z, distance, scope), wanted, 1e-9)
 
 
+@pytest.mark.parametrize("distance", ["l2", "cosine"])
+@pytest.mark.parametrize("scope", ["batch", "sample"])
+@pytest.mark.parametrize("shape", [(6, 5), (4, 3, 7), (3, 4, 2, 5)])
+def test_gradient_of_the_log_distance(distance: Any, scope: Any, shape: tuple[int, ...]) -> None:
+    u, z = torch.randn(2, *shape, generator=torch.Generator().manual_seed(11), dtype=torch.float64)
+    leaf = u.clone().requires_grad_(True)
+    (wanted,) = torch.autograd.grad(terms.log_distance(leaf, z, distance, scope), leaf)
+    found = terms.log_distance_gradient(u, z, distance, scope)
+    assert not found.requires_grad
+    close(found, wanted, 1e-14)
+    ce, total = (
+        terms.latent_step(
+            lambda v: v.flatten(1), u, z, torch.zeros(len(u), dtype=torch.long), 0.01, w, distance, scope
+        )[1]
+        for w in (0.0, 0.7)
+    )
+    close(total, ce - 0.7 * wanted, 1e-14)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("distance", ["l2", "cosine"])
 @pytest.mark.parametrize("scope", ["batch", "sample"])
@@ -301,6 +320,7 @@ def test_log_distance_of_equal_tensors_is_finite_with_zero_gradient(
     (gradient,) = torch.autograd.grad(value, u)
     assert torch.isfinite(value)
     assert not gradient.any()  # NaN would count as true
+    assert not terms.log_distance_gradient(z, z, distance, scope).any()
 
 
 @pytest.mark.parametrize("distance", ["l2", "cosine"])
