@@ -33,7 +33,7 @@ from art_fingerprint.zoo.substitutes import select_substitute
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Suspect:
     """A model to be scored, with what a row says about it."""
 
@@ -92,21 +92,29 @@ class Bench:
     # ------------------------------------------------------------------ run
     def run(self) -> Path:
         """Run every cell that is not done yet and return the path of the rows."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.preset.threads or threads)
+        try:
+            self._run()
+        finally:
+            torch.set_num_threads(threads)
+        return self.store.rows_path
+
+    def _run(self) -> None:
         done = {row["key"] for row in self.store.rows() if row.get("status") == "ok"}
         suspects = self.suspects()
         total = len(suspects) * len(self.verifier_names)
         with tqdm(total=total, desc=f"bench {self.preset.name}", disable=not self.verbose, unit="cell") as bar:
-            todo = {s: [v for v in self.verifier_names if self._cell(s, v) not in done] for s in suspects}
-            bar.update(total - sum(len(names) for names in todo.values()))
-            if any(todo.values()):
+            todo = [(s, [v for v in self.verifier_names if self._cell(s, v) not in done]) for s in suspects]
+            todo = [(suspect, names) for suspect, names in todo if names]
+            bar.update(total - sum(len(names) for _, names in todo))
+            if todo:
                 bar.set_postfix_str("victim and reference models")
                 self._prepare()
-            for suspect, names in todo.items():
-                if names:
-                    bar.set_postfix_str(f"{suspect.label} seed {suspect.seed}")
-                    self._run_suspect(suspect, names)
-                    bar.update(len(names))
-        return self.store.rows_path
+            for suspect, names in todo:
+                bar.set_postfix_str(f"{suspect.label} seed {suspect.seed}")
+                self._run_suspect(suspect, names)
+                bar.update(len(names))
 
     def _prepare(self) -> None:
         self.victim = self._victim()

@@ -31,8 +31,8 @@ def report(rows: Iterable[Mapping[str, Any]]) -> str:
         f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
         "<p>Which models do the verifiers recognise as derived from the victim? Layout of the RemovalNet paper's "
         "Table I; mean ± sample standard deviation over seeds; a suspect is owned if most metrics pass their "
-        f"threshold.</p>{_table(table)}<h2>Every model, metric by metric</h2><p>Each point is one model. The line is the "
-        "threshold; the shaded side means <em>derived</em>.</p>"
+        f"threshold.</p>{_table(table)}<h2>Every model, metric by metric</h2><p>Each point is one model. The line is "
+        "the threshold; the shaded side means <em>derived</em>.</p>"
         f"{strips}<h2>Settings</h2><p class='note'>preset {html.escape(str(first['preset']))}; "
         f"{html.escape(versions)}; device {html.escape(str(first['device']))}</p>{_settings(kept)}</body></html>\n"
     )
