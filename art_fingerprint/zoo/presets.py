@@ -114,8 +114,8 @@ def _digits() -> Preset:
             "8x8 images and 1000 training samples: fewer iterations than the paper's 1000, and half its inner steps; "
             "no mirroring, which changes digits; shuffle ratio 0.1, since 2 % of 32 channels is none; BatchNorm "
             "statistics are re-estimated at the end, since 200 to 437 substitute samples leave them noisy. Verifiers: "
-            "IPGuard's margin k = 10 is out of reach inside [0, 1], k = 2 with steps of 0.01 converges; fewer DeepJudge "
-            "seeds and ZEST masks."
+            "IPGuard's margin k = 10 is out of reach inside [0, 1], k = 2 with steps of 0.01 converges; fewer "
+            "DeepJudge seeds and ZEST masks."
         ),
     )
 

@@ -28,6 +28,7 @@ class Recipe:
     :ivar weight_decay: SGD weight decay.
     :ivar linear_l2: Weight of 0.5 * sum of squares over Linear layers.
     :ivar max_shift: Random shifts in pixels.
+    :ivar stage_divisors: Of the rate in the three stages of a negative (code: these for CIFAR10, 1, 5, 50 otherwise).
     """
 
     learning_rate: float
@@ -37,6 +38,7 @@ class Recipe:
     weight_decay: float = 5e-3
     linear_l2: float = 1e-2
     max_shift: int = 0
+    stage_divisors: tuple[float, float, float] = (1, 10, 100)
 
 
 def wrap(network: nn.Module, data: Dataset, device_type: str = "gpu") -> PyTorchClassifier:
@@ -60,7 +62,10 @@ def train_victim(
     device_type: str = "gpu",
     verbose: bool = False,
 ) -> PyTorchClassifier:
-    """Train a model from random weights with one cosine schedule to zero, the recipe of victims and references."""
+    """Train a model from random weights with one cosine schedule to zero, the recipe of victims and references.
+
+    Deviation: the code multiplies the rate by 1 + u, u uniform on [0, 1).
+    """
     return _train(architecture, data, recipe, seed, "victim", [(recipe.max_iter, 1.0)], True, device_type, verbose)
 
 
@@ -75,13 +80,14 @@ def train_negative(
     """Train an independent model the way the authors train negatives: three stages of falling rate, drawn at random.
 
     The total is int(n k), k in 0.90..0.99; stages end at shares a and 1 - a of it, a in 0.20..0.39; each has a fresh
-    SGD at (0.8 + 0.2 u) lr / d, d = 1, 10, 100, without a schedule.
+    SGD at (0.8 + 0.2 u) lr / d, d from ``recipe.stage_divisors``, without a schedule. The code trains negatives on
+    cross-entropy alone: ``linear_l2=0``.
     """
     generator = numpy_generator(seed, "negative recipe")
     total = int(recipe.max_iter * generator.integers(90, 100) / 100)
     share = generator.integers(20, 40) / 100
     borders = [0, math.ceil(share * total), math.ceil((1 - share) * total), total]
-    rates = [(0.8 + 0.2 * generator.random()) / divisor for divisor in (1, 10, 100)]
+    rates = [(0.8 + 0.2 * generator.random()) / divisor for divisor in recipe.stage_divisors]
     stages = [(end - start, rate) for start, end, rate in zip(borders, borders[1:], rates, strict=False)]
     return _train(architecture, data, recipe, seed, "negative", stages, False, device_type, verbose)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from art_fingerprint.core.checks import check_choice, check_number
+from art_fingerprint.core.checks import check_choice, check_number, check_seed
 from art_fingerprint.core.seeding import numpy_generator
 from art_fingerprint.exceptions import InvalidInputError
 
@@ -32,7 +32,10 @@ def select_substitute(
     check_number("ratio", ratio, 0, 1, open_low=True)
     check_choice("selection", selection, ("stratified", "random"))
     check_choice("rebalance", rebalance, (None, "ros"))
+    check_seed(seed)
     labels = np.asarray(y_victim)
+    if labels.ndim != 1:
+        raise InvalidInputError(f"`y_victim` must hold class indices of shape (n,), got shape {labels.shape}.")
     count = int(ratio * len(labels) + 1e-9)
     if count == 0:
         raise InvalidInputError(f"`ratio`={ratio} of {len(labels)} samples selects none.")
