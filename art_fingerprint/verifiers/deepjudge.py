@@ -2,54 +2,29 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from art_fingerprint.core.checks import check_choice, check_flag, check_number
-from art_fingerprint.core.classifier import LogitsNetwork, clip_bounds
-from art_fingerprint.core.layers import resolve_layer
+from art_fingerprint.core.classifier import LogitsNetwork
 from art_fingerprint.core.outputs import to_probabilities
 from art_fingerprint.core.queries import Suspect
-from art_fingerprint.core.seeding import torch_generator
-from art_fingerprint.core.taps import tap
-from art_fingerprint.exceptions import (
-    AccessError,
-    EmptyFingerprintError,
-    IncompatibleArchitectureError,
-    InvalidInputError,
-    LayerNotFoundError,
-    NonFiniteOutputError,
-)
-from art_fingerprint.verifiers import deepjudge_metrics as formulas
+from art_fingerprint.exceptions import EmptyFingerprintError, InvalidInputError
+from art_fingerprint.verifiers import deepjudge_black_box as black_box
+from art_fingerprint.verifiers import deepjudge_white_box as white_box
 from art_fingerprint.verifiers.base import Access, Metric, Verifier
-from art_fingerprint.verifiers.deepjudge_generation import (
-    adversarial_examples,
-    carlini_examples,
-    first_per_neuron,
-    live_neurons,
-    most_certain,
-    neuron_tests,
-)
-from art_fingerprint.verifiers.deepjudge_metrics import POOLINGS, pool_activations
+from art_fingerprint.verifiers.deepjudge_generation import most_certain
+from art_fingerprint.verifiers.deepjudge_metrics import POOLINGS
 from art_fingerprint.verifiers.fingerprint import Fingerprint
-from art_fingerprint.verifiers.perturbation import UNITS, unit_length
-
-logger = logging.getLogger(__name__)
+from art_fingerprint.verifiers.perturbation import UNITS
 
 METHODS = ("pgd", "fgsm", "cw")
-WHITE_BOX = ("LOD", "LAD", "NOD", "NAD")
-BLACK_BOX = ("RobD", "JSD")
-_LARGEST_REFERENCE = 20_000
-
-Parts = tuple[dict[str, Tensor], dict[str, Any]]
+BLACK_BOX = black_box.METRICS
+WHITE_BOX = white_box.METRICS
 
 
 class DeepJudgeVerifier(Verifier):
@@ -277,7 +252,7 @@ class DeepJudgeVerifier(Verifier):
         self.lod_order = lod_order
         self._check_params()
 
-    # ------------------------------------------------------------------ extraction
+    # ------------------------------------------------------------------ hooks
     def _extract(
         self, victim: LogitsNetwork, x: Tensor, y: Tensor | None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -291,228 +266,35 @@ class DeepJudgeVerifier(Verifier):
                 f"The victim classifies none of the {len(x)} images as labelled, so there are no seeds: check `y`."
             )
         seeds = x[rows]
-        arrays: dict[str, Tensor] = {}
-        facts: dict[str, Any] = {"nb_seeds": len(rows)}
         parts = []
         if self.wants(*BLACK_BOX):
-            parts.append(self._extract_black_box(victim, seeds, labels[rows]))
+            parts.append(black_box.extract(self, victim, seeds, labels[rows]))
         if self.wants(*WHITE_BOX):
-            parts.append(self._extract_white_box(victim, seeds, x))
+            parts.append(white_box.extract(self, victim, seeds, x))
+        arrays: dict[str, np.ndarray] = {}
+        facts: dict[str, Any] = {"nb_seeds": len(rows)}
         for more_arrays, more_facts in parts:
-            arrays.update(more_arrays)
+            arrays.update({name: array.numpy() for name, array in more_arrays.items()})
             facts.update(more_facts)
-        return {name: array.numpy() for name, array in arrays.items()}, facts
+        return arrays, facts
 
-    def _extract_black_box(self, victim: LogitsNetwork, seeds: Tensor, labels: Tensor) -> Parts:
-        if self.method == "cw":
-            examples = carlini_examples(
-                victim,
-                seeds,
-                labels,
-                confidence=self.cw_confidence,
-                initial_const=self.cw_initial_const,
-                max_iter=self.cw_max_iter,
-                clip_values=clip_bounds(self._estimator),  # type: ignore[arg-type]
-                batch_size=self.batch_size,
-                verbose=self.verbose,
-            )
-        else:
-            examples = self._ascend(victim, seeds, labels)
-        # Through the suspect's own path, so that the victim as a suspect gives the same answers to the last bit.
-        answers = Suspect(self._estimator, self.batch_size).logits(examples)
-        fooled = answers.argmax(1) != labels
-        kept = fooled if self.keep == "success" else torch.ones_like(fooled)
-        if not kept.any():
-            knob = "`cw_max_iter`" if self.method == "cw" else "`radius`"
-            raise EmptyFingerprintError(
-                f"None of the {len(seeds)} adversarial examples fools the victim: raise {knob}, or set keep='all'."
-            )
-        _warn_if_few(int(kept.sum()), "adversarial examples")
-        return {
-            "examples": examples[kept],
-            "examples_true": labels[kept],
-            "examples_logits": answers[kept],
-        }, {"nb_examples": int(kept.sum()), "nb_fooled": int(fooled.sum())}
-
-    def _ascend(self, victim: LogitsNetwork, seeds: Tensor, labels: Tensor) -> Tensor:
-        unit = unit_length(victim, self.units, seeds.ndim)
-        radius = self.radius * unit
-        iterations = 1 if self.method == "fgsm" else self.max_iter_attack
-        step = 2.5 * radius / max(iterations, 1) if self.step is None else self.step * unit
-        low, high = (torch.tensor(bound) for bound in clip_bounds(self._estimator))  # type: ignore[arg-type]
-        if self.attack_clip == "standardised-unit":
-            mean, std = (value.view(-1, *([1] * (seeds.ndim - 2))) for value in victim.standardisation)
-            low, high = mean - std, mean + std
-        noisy = self.method == "pgd" if self.random_start is None else self.random_start
-        draws = torch_generator(self.seed, "deepjudge", "start")
-        noise = 2 * torch.rand(seeds.shape, generator=draws) - 1 if noisy else None
-        return adversarial_examples(
-            victim,
-            seeds,
-            labels,
-            radius=radius,
-            step=radius if self.method == "fgsm" else step,
-            max_iter=iterations,
-            noise=noise,
-            low=low,
-            high=high,
-            project=self.project,
-            batch_size=self.batch_size,
-            device=victim.device,
-        )
-
-    def _extract_white_box(self, victim: LogitsNetwork, seeds: Tensor, data: Tensor) -> Parts:
-        network, device = victim.network, victim.device
-        seeds = seeds[: self.nb_seeds_whitebox]
-        example = victim.preprocess(seeds[:2].to(device))
-        layer = resolve_layer(network, None if self.layer == "auto" else self.layer, example)
-
-        def activations_of(x: Tensor) -> Tensor:
-            return pool_activations(tap(network, layer, victim.preprocess(x)), self.pooling)
-
-        pool = data[:_LARGEST_REFERENCE] if self.reference == "data" else seeds
-        with torch.no_grad():
-            parts = [activations_of(part.to(device)).amax(0) for part in pool.split(self.batch_size)]
-        maxima = torch.stack(parts).amax(0).cpu()
-        nb_neurons = len(maxima)
-        if nb_neurons < 8:
-            warnings.warn(
-                f"Layer {layer!r} has {nb_neurons} neurons; LAD and NAD say little with fewer than 8 (nothing with 1).",
-                stacklevel=4,
-            )
-        live = live_neurons(maxima)
-        chosen = self._chosen_neurons(nb_neurons, layer)
-        neurons = chosen[live[chosen]]
-        knobs = "lower `multiplier`, raise `max_iter` or `learning_rate`, or take another `layer`"
-        if len(neurons) == 0:
-            raise EmptyFingerprintError(
-                f"None of the {len(chosen)} neurons of layer {layer!r} is ever positive on the reference images: take "
-                "another `layer`."
-            )
-        low, high = clip_bounds(self._estimator) if self.clip else (None, None)  # type: ignore[arg-type]
-        with tqdm(desc="DeepJudge neurons", disable=not self.verbose) as bar:
-            found = neuron_tests(
-                activations_of,
-                seeds,
-                neurons,
-                self.multiplier * maxima[neurons] + self.margin,
-                learning_rate=self.learning_rate * unit_length(victim, self.units, seeds.ndim),
-                max_iter=self.max_iter,
-                max_tests_per_neuron=self.max_tests_per_neuron,
-                low=low,
-                high=high,
-                keep_best=self.keep_best,
-                stored_iterate=self.stored_iterate,
-                batch_size=self.batch_size,
-                device=device,
-                progress=bar.update,
-            )
-        if len(found.x) == 0:
-            raise EmptyFingerprintError(f"No input drives a neuron of layer {layer!r} to its target: {knobs}.")
-        rows = torch.arange(len(found.x))
-        counts = found.neuron.unique(return_counts=True)[1]
-        if self.equalise_counts:
-            rows = first_per_neuron(found.neuron, int(counts.min()))
-        tests, neuron = found.x[rows], found.neuron[rows]
-        _warn_if_few(len(tests), "white-box tests")
-        answers = Suspect(self._estimator, self.batch_size).activations(tests, layer, self._pool)
-        return {
-            "tests": tests,
-            "tests_neuron": neuron,
-            "tests_seed": found.seed[rows],
-            "tests_activations": answers.float(),
-        }, {
-            "layer": layer,
-            "nb_neurons": nb_neurons,
-            "dead_neurons": chosen[~live[chosen]].tolist(),
-            "nb_tests": len(tests),
-            "nb_pairs": found.nb_tasks,
-            "nb_updates": found.nb_updates,
-            "nb_neurons_with_tests": len(neuron.unique()),
-        }
-
-    def _chosen_neurons(self, nb_neurons: int, layer: str) -> Tensor:
-        if self.neurons is None:
-            return torch.arange(nb_neurons)
-        if not isinstance(self.neurons, tuple):
-            return torch.arange(min(self.neurons, nb_neurons))
-        chosen = torch.tensor(self.neurons)
-        if int(chosen.max()) >= nb_neurons:
-            raise InvalidInputError(
-                f"`neurons` names neuron {int(chosen.max())}, but layer {layer!r} has neurons 0 to {nb_neurons - 1}."
-            )
-        return chosen.unique()
-
-    def _pool(self, z: Tensor) -> Tensor:
-        return pool_activations(z, self.pooling)
-
-    # ------------------------------------------------------------------ scoring
     def _score(self, suspect: Suspect, fingerprint: Fingerprint) -> dict[str, float]:
         scores: dict[str, float] = {}
         for names, array, measure in (
-            (BLACK_BOX, "examples", self._score_black_box),
-            (WHITE_BOX, "tests", self._score_white_box),
+            (BLACK_BOX, "examples", black_box.score),
+            (WHITE_BOX, "tests", white_box.score),
         ):
             if not self.wants(*names):
                 continue
             if array in fingerprint.arrays:
-                scores.update(measure(suspect, fingerprint))
+                found, skipped = measure(self, suspect, fingerprint)
+                scores.update(found)
             else:
-                for name in names:
-                    self._skip(name, "the fingerprint was extracted without it: extract again with these metric_names")
+                why = "the fingerprint was extracted without it: extract again with these metric_names"
+                skipped = dict.fromkeys(names, why)
+            for name, why in skipped.items():
+                self._skip(name, why)
         return scores
-
-    def _score_black_box(self, suspect: Suspect, fingerprint: Fingerprint) -> dict[str, float]:
-        examples, true, logits_f = _tensors(fingerprint, "examples", "examples_true", "examples_logits")
-        if suspect.nb_classes != logits_f.shape[1]:
-            why = f"the suspect has {suspect.nb_classes} classes, the victim {logits_f.shape[1]}"
-            self._skip("JSD", why)
-            if not self.allow_label_mismatch:
-                self._skip("RobD", why + "; set allow_label_mismatch=True if class numbers mean the same in both")
-            if not (self.allow_label_mismatch and self.wants("RobD")):
-                return {}
-        logits_g = suspect.logits(examples)
-        labels_f, labels_g = logits_f.argmax(1), logits_g.argmax(1)
-        reference = labels_f if self.rob_reference == "victim" else true
-        rob_f, rob_g = formulas.robustness(labels_f, reference), formulas.robustness(labels_g, reference)
-        scores = {"RobD": abs(rob_g - rob_f), "Rob": rob_g, "MR_adv": formulas.robustness(labels_g, labels_f)}
-        if logits_g.shape == logits_f.shape:
-            scores["JSD"] = formulas.jensen_shannon(to_probabilities(logits_f), to_probabilities(logits_g))
-        return scores
-
-    def _score_white_box(self, suspect: Suspect, fingerprint: Fingerprint) -> dict[str, float]:
-        tests, nu, a = _tensors(fingerprint, "tests", "tests_neuron", "tests_activations")
-        layer = self.suspect_layer or fingerprint.facts["layer"]
-        width = a.shape[1]
-
-        def pooled(z: Tensor) -> Tensor:
-            values = self._pool(z)
-            if values.shape[1] != width:
-                raise IncompatibleArchitectureError(
-                    f"the suspect's layer {layer!r} has {values.shape[1]} neurons, the victim's "
-                    f"{fingerprint.facts['layer']!r} has {width}"
-                )
-            return values
-
-        try:
-            b = suspect.activations(tests, layer, pooled).float()
-        except (LayerNotFoundError, AccessError, IncompatibleArchitectureError) as error:
-            for name in WHITE_BOX:
-                self._skip(name, str(error))
-            return {}
-        bad = int((~torch.isfinite(b)).any(1).sum())
-        if bad:
-            raise NonFiniteOutputError(f"The suspect's layer {layer!r} is NaN or infinite on {bad} of {len(b)} tests.")
-        lad, nad = formulas.layer_activation_distance(a, b), formulas.neuron_activation_distance(a, b, nu)
-        return {
-            "LOD": formulas.layer_output_distance(a, b, self.lod_order),
-            "LAD": lad,
-            "NOD": formulas.neuron_output_distance(a, b, nu),
-            "NAD": nad * len(nu.unique()),
-            "LAD_frac": lad / width,
-            "NAD_frac": nad,
-            "NNOD": formulas.normalised_neuron_output_distance(a, b, nu),
-        }
 
     def _check_params(self) -> None:
         super()._check_params()
@@ -559,12 +341,3 @@ class DeepJudgeVerifier(Verifier):
         check_choice("stored_iterate", self.stored_iterate, ("tested", "next"))
         check_flag("equalise_counts", self.equalise_counts)
         check_number("lod_order", self.lod_order, 1)
-
-
-def _tensors(fingerprint: Fingerprint, *names: str) -> tuple[Tensor, ...]:
-    return tuple(torch.from_numpy(fingerprint.arrays[name]) for name in names)
-
-
-def _warn_if_few(count: int, what: str) -> None:
-    if count < 10:
-        warnings.warn(f"The fingerprint has only {count} {what}; ten or more are advised.", stacklevel=5)

@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import tempfile
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -50,6 +52,10 @@ class Fingerprint:
             digest.update(f"{name}:{array.dtype.str}:{array.shape}".encode())
             digest.update(array.tobytes())
         return digest.hexdigest()
+
+    def tensors(self, *names: str) -> tuple[torch.Tensor, ...]:
+        """Return the named arrays as tensors on the host that share their memory."""
+        return tuple(torch.from_numpy(self.arrays[name]) for name in names)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the fingerprint to one safetensors file with a JSON header. The file appears whole or not at all."""
@@ -127,6 +133,17 @@ class Fingerprint:
         arrays = ", ".join(f"{name} {array.shape}" for name, array in self.arrays.items())
         state = "calibrated" if self.calibration is not None else "uncalibrated"
         return f"Fingerprint({self.verifier}, {state}, {arrays}, digest={self.digest[:12]})"
+
+
+def warn_if_few(count: int, what: str, stacklevel: int) -> None:
+    """Warn of a fingerprint with fewer than ten probes.
+
+    :param count: Number of probes.
+    :param what: What they are, in the plural.
+    :param stacklevel: As in ``warnings.warn`` called from here: 2 is the caller.
+    """
+    if count < 10:
+        warnings.warn(f"The fingerprint has only {count} {what}; ten or more are advised.", stacklevel=stacklevel)
 
 
 def _json(value: object) -> str:

@@ -19,7 +19,7 @@ from art_fingerprint.core.queries import Suspect
 from art_fingerprint.core.seeding import torch_generator
 from art_fingerprint.exceptions import EmptyFingerprintError, IncompatibleSuspectError, InvalidInputError
 from art_fingerprint.verifiers.base import Access, Metric, Verifier
-from art_fingerprint.verifiers.fingerprint import Fingerprint
+from art_fingerprint.verifiers.fingerprint import Fingerprint, warn_if_few
 from art_fingerprint.verifiers.optimise import OPTIMIZERS, optimise
 from art_fingerprint.verifiers.perturbation import UNITS, unit_length
 
@@ -250,8 +250,7 @@ class IPGuardVerifier(Verifier):
                 f"Only {nb_converged} of {n} points crossed the decision boundary by margin={self.margin:g}: {knobs}.",
                 stacklevel=3,
             )
-        if int(kept.sum()) < 10:
-            warnings.warn(f"The fingerprint has only {int(kept.sum())} points; ten or more are advised.", stacklevel=3)
+        warn_if_few(int(kept.sum()), "points", stacklevel=4)
         probes = found.x[kept]
         # Through the suspect's own path, so that a victim with postprocessing still matches itself on every point.
         labels = Suspect(self._estimator, self.batch_size).labels(probes)
@@ -278,7 +277,7 @@ class IPGuardVerifier(Verifier):
                 f"The suspect has {suspect.nb_classes} classes, the victim {nb_classes}: labels can only be compared "
                 "in one label space. If class numbers mean the same in both, set allow_label_mismatch=True."
             )
-        probes, labels = (torch.from_numpy(fingerprint.arrays[name]) for name in ("probes", "labels"))
+        probes, labels = fingerprint.tensors("probes", "labels")
         return {"MR": matching_rate(labels, suspect.labels(probes))}
 
     def _start(self, x: Tensor) -> Tensor:

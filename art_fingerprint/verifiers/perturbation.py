@@ -25,7 +25,12 @@ def unit_length(victim: LogitsNetwork, units: str, ndim: int) -> Tensor:
     if units == "input":
         return torch.ones(())
     _, std = victim.standardisation
-    return std.view(-1, *([1] * (ndim - 2)))
+    return per_channel(std, ndim)
+
+
+def per_channel(values: Tensor, ndim: int) -> Tensor:
+    """Return values per channel ``(C,)`` in a shape that broadcasts to a batch with ``ndim`` axes, channels second."""
+    return values.view(-1, *([1] * (ndim - 2)))
 
 
 def linf_ascent(

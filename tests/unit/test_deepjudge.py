@@ -14,6 +14,7 @@ from torch import nn
 
 from art_fingerprint.core.classifier import network_of
 from art_fingerprint.core.digests import network_digest
+from art_fingerprint.core.layers import auto_layer
 from art_fingerprint.exceptions import (
     EmptyFingerprintError,
     IncompatibleSuspectError,
@@ -23,6 +24,7 @@ from art_fingerprint.exceptions import (
 from art_fingerprint.verifiers.deepjudge import BLACK_BOX, WHITE_BOX, DeepJudgeVerifier
 from art_fingerprint.verifiers.fingerprint import Fingerprint
 from tests.conftest import wrap
+from tests.unit.test_layers import SmallViT
 
 ALL = (*WHITE_BOX, *BLACK_BOX)
 FRACTIONS = ("LAD_frac", "NAD_frac", "NNOD")
@@ -354,6 +356,17 @@ def test_token_models(x: np.ndarray) -> None:
     verifier = DeepJudgeVerifier(wrap(network), **settings)
     assert verifier.extract(x).facts["nb_neurons"] == 10
     assert verifier.score(wrap(network)) == pytest.approx(dict.fromkeys((*WHITE_BOX, *FRACTIONS), 0.0), abs=1e-6)
+
+
+def test_the_automatic_layer_of_a_token_model_is_the_middle_stage(x: np.ndarray) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        network = SmallViT().eval()
+    settings = {**QUICK, "metric_names": WHITE_BOX, "multiplier": 1.2}
+    facts = DeepJudgeVerifier(wrap(network, nb_classes=3), **settings).extract(x).facts
+    assert facts["layer"] == auto_layer(network, torch.from_numpy(x[:2])) == "blocks.2"
+    by_number = DeepJudgeVerifier(wrap(network, nb_classes=3), **{**settings, "layer": 5}).extract(x).facts
+    assert by_number["layer"] == "norm"
 
 
 @pytest.mark.parametrize(
