@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from art.estimators.classification import PyTorchClassifier
 from art.exceptions import EstimatorError
 from torch import Tensor
@@ -30,7 +29,14 @@ from art_fingerprint.exceptions import (
     NotExtractedError,
 )
 from art_fingerprint.verifiers.base import Access, Metric, Verifier
-from art_fingerprint.verifiers.fingerprint import Fingerprint
+from art_fingerprint.verifiers.fingerprint import Fingerprint, warn_if_few
+from art_fingerprint.verifiers.modeldiff_metrics import (
+    ZERO_DISTANCE,
+    ddm_distance,
+    ddv_similarity,
+    decision_distance_matrix,
+    decision_distances,
+)
 from art_fingerprint.verifiers.modeldiff_probes import (
     CLASS_WEIGHTS,
     OBJECTIVES,
@@ -43,97 +49,14 @@ from art_fingerprint.verifiers.perturbation import UNITS, unit_length
 logger = logging.getLogger(__name__)
 
 GENERATORS = ("pgd", "search", "natural")
-# Cosine distances below this are the rounding of float32 outputs (relative 2^-23, squared, with room), not a change.
-_ZERO_DISTANCE = 1e-12
 
 
-# ---------------------------------------------------------------------- formulas
-def decision_distances(a: Tensor, b: Tensor) -> Tensor:
-    """Return the decision distance vector ``DDV_i = 1 - cos(a_i, b_i)``.
-
-    Computed as ``|a_i/|a_i| - b_i/|b_i||^2 / 2``, the same number without the cancellation near 0. Two zero rows have
-    distance 0, a zero and a non-zero row distance 1. A positive factor on any row and a common permutation of the
-    columns change nothing; a shift does, so logits and probabilities must not be mixed.
-
-    :param a: Outputs on the seeds, ``(n, K)``.
-    :param b: Outputs on the partners, ``(n, K)``.
-    :return: ``(n,)`` float64 in [0, 2].
-    """
-    unit_a, unit_b = (F.normalize(_scaled(rows), dim=1, eps=1e-300) for rows in (a, b))
-    zeros = (unit_a == 0).all(1) ^ (unit_b == 0).all(1)
-    distances = (unit_a - unit_b).square().sum(1) / 2
-    return torch.where(zeros, 1.0, distances).clamp(0, 2)
-
-
-def _scaled(rows: Tensor) -> Tensor:
-    # norms of tiny (probabilities of 1e-30) or huge rows must neither vanish nor overflow
-    rows = rows.double()
-    peak = rows.abs().amax(1, keepdim=True)
-    return rows / torch.where(peak > 0, peak, 1.0)
-
-
-def ddv_similarity(ddv_f: Tensor, ddv_g: Tensor) -> float:
-    """Return the cosine of two decision distance vectors, in [0, 1]; NaN if either is zero everywhere.
-
-    Entries below 1e-12 everywhere count as zero: float32 outputs cannot show so small an angle. Unrelated models do
-    not score near 0: two independent non-negative vectors have a cosine near ``(E d)^2 / E[d^2]``, 0.75 for uniform
-    entries.
-
-    :param ddv_f: The victim's ``(n,)``.
-    :param ddv_g: The suspect's ``(n,)``.
-    """
-    f, g = ddv_f.double(), ddv_g.double()
-    if float(f.max()) <= _ZERO_DISTANCE or float(g.max()) <= _ZERO_DISTANCE:
-        return math.nan
-    return min(1.0, float(F.normalize(f, dim=0, eps=1e-300) @ F.normalize(g, dim=0, eps=1e-300)))
-
-
-def decision_distance_matrix(outputs: Tensor) -> Tensor:
-    """Return the Euclidean distances between the outputs on all inputs, ``(N, K) -> (N, N)`` float64.
-
-    Differences are taken directly: the matrix-product form leaves a residue on the diagonal.
-    """
-    outputs = outputs.double()
-    return torch.cdist(outputs, outputs, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def ddm_distance(matrix_f: Tensor, matrix_g: Tensor) -> float:
-    """Return ``DDM = 1 - (1 + cos(vec M_f, vec M_g)) / 2``, in [0, 0.5]; NaN if a matrix is zero.
-
-    The published codes call it a similarity, yet identical models give 0: it is a distance.
-    """
-    f, g = matrix_f.double().flatten(), matrix_g.double().flatten()
-    if not f.any() or not g.any():
-        return math.nan
-    return float((F.normalize(f, dim=0) - F.normalize(g, dim=0)).square().sum()) / 4
-
-
-def population_minmax(values: Sequence[float] | np.ndarray, *, invert: bool = False) -> np.ndarray:
-    """Return ``(v - min) / (max - min)`` over a population of models and seeds, or 1 minus that.
-
-    RemovalNet's scripts normalise a table's ModelDiff column in this way, DDM inverted (deviation M3 of the published
-    column from raw DDV cosines; an inference from its values). Such numbers depend on who else is in the table: never
-    use them as scores. NaN entries stay NaN and do not count.
-
-    :param values: One metric over the whole comparison, any shape.
-    :param invert: Turn a distance into a similarity.
-    :raises InvalidInputError: fewer than two different finite values.
-    """
-    array = np.asarray(values, dtype=np.float64)
-    finite = array[np.isfinite(array)]
-    if finite.size == 0 or finite.min() == finite.max():
-        raise InvalidInputError("`values` must hold at least two different finite numbers to be normalised.")
-    scaled = (array - finite.min()) / (finite.max() - finite.min())
-    return 1 - scaled if invert else scaled
-
-
-# ---------------------------------------------------------------------- verifier
 class ModelDiffVerifier(Verifier):
     """ModelDiff (Li et al., ISSTA 2021): pairs of inputs, and how far each model's output moves within a pair.
 
     Metric ``DDV``: ``cos(DDV_f, DDV_g)`` with ``DDV_h[i] = 1 - cos(o_h(x_i), o_h(x'_i))``, a similarity in [0, 1].
     Access: scores. The suspect may have another architecture and another number of classes. ``DDM`` (see
-    :func:`ddm_distance`) comes with it at no further query.
+    :func:`~art_fingerprint.verifiers.modeldiff_metrics.ddm_distance`) comes with it at no further query.
 
     Generators of the pairs:
 
@@ -299,8 +222,7 @@ class ModelDiffVerifier(Verifier):
                 f"`x` has {len(x)} images; {2 * per_pair} or more are needed for two pairs, and {10 * per_pair} for a "
                 "useful fingerprint (the cosine of one number is always 1)."
             )
-        if n < 10:
-            warnings.warn(f"The fingerprint has only {n} pairs; ten or more are advised.", stacklevel=3)
+        warn_if_few(n, "pairs", stacklevel=4)
         order = torch.randperm(len(x), generator=torch_generator(self.seed, "modeldiff", "seeds"))[: n * per_pair]
         pool = x[order]
         facts: dict[str, Any] = {"nb_requested": self.nb_pairs, "nb_pairs": n, "joint": None}
@@ -312,7 +234,7 @@ class ModelDiffVerifier(Verifier):
         partner_outputs = _finite(victim.predict(partners, self.batch_size), "partners")
         space = "probabilities" if self.space == "probabilities" else victim.kind
         ddv = decision_distances(_in_space(seed_outputs, space), _in_space(partner_outputs, space))
-        if float(ddv.max()) <= _ZERO_DISTANCE:
+        if float(ddv.max()) <= ZERO_DISTANCE:
             warnings.warn(
                 "No pair moves the victim's output, so DDV is undefined: raise `radius` or `max_iter`.",
                 stacklevel=3,
@@ -326,10 +248,8 @@ class ModelDiffVerifier(Verifier):
         return {name: array.numpy() for name, array in arrays.items()}, facts
 
     def _score(self, suspect: Suspect, fingerprint: Fingerprint) -> dict[str, float]:
-        probes, outputs_f = (
-            torch.cat([torch.from_numpy(fingerprint.arrays[name]) for name in names])
-            for names in (("seeds", "partners"), ("seed_outputs", "partner_outputs"))
-        )
+        probes = torch.cat(fingerprint.tensors("seeds", "partners"))
+        outputs_f = torch.cat(fingerprint.tensors("seed_outputs", "partner_outputs"))
         outputs_g = suspect.logits(probes)
         if outputs_g.shape[1] < 2:
             raise IncompatibleSuspectError(

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from art_fingerprint.core.seeding import torch_generator
 from art_fingerprint.exceptions import InvalidInputError
-from art_fingerprint.verifiers.modeldiff import (
-    ModelDiffVerifier,
+from art_fingerprint.verifiers.modeldiff import ModelDiffVerifier
+from art_fingerprint.verifiers.modeldiff_metrics import (
     ddm_distance,
     ddv_similarity,
     decision_distance_matrix,
