@@ -30,7 +30,7 @@ from art_fingerprint.attacks import (
     FineTuningAttack,
     RemovalNetAttack,
     WeightPruningAttack,
-    removalnet,
+    removalnet_run,
 )
 from art_fingerprint.attacks import removalnet_terms as terms
 from art_fingerprint.core.cut import LayerCut
@@ -878,7 +878,7 @@ def test_graph_and_hook_cuts_give_the_same_surrogate(images: np.ndarray, monkeyp
     graph = [RemovalNetAttack(make(images), **options).generate(images) for make, options in cases]
     assert [s.surrogate_info["cut"] for s in graph] == ["graph"] * 3
     assert [s.surrogate_info["side_inputs"] for s in graph] == [0, 0, 1]
-    monkeypatch.setattr(removalnet, "LayerCut", functools.partial(LayerCut, method="hooks"))
+    monkeypatch.setattr(removalnet_run, "LayerCut", functools.partial(LayerCut, method="hooks"))
     hooks = [RemovalNetAttack(make(images), **options).generate(images) for make, options in cases]
     assert [s.surrogate_info["cut"] for s in hooks] == ["hooks"] * 3
     assert all(equal(a, b) for a, b in zip(graph, hooks, strict=True))
