@@ -24,6 +24,7 @@ from art_fingerprint.core.checks import (
     check_labels,
     check_number,
     check_seed,
+    check_sequence,
     is_classifier,
 )
 from art_fingerprint.core.classifier import LogitsNetwork, check_classifier, clip_bounds, guarded, network_of
@@ -96,7 +97,7 @@ class Verifier(abc.ABC):
         if classifier is not None and not all(isinstance(classifier, need) for need in self._estimator_requirements):
             raise EstimatorError(type(self), self._estimator_requirements, classifier)
         self._estimator = classifier
-        self.metric_names = None if metric_names is None else tuple(metric_names)
+        self.metric_names = None if metric_names is None else check_sequence("metric_names", metric_names)
         self.batch_size = batch_size
         self.seed = seed
         self.verbose = verbose
@@ -320,6 +321,7 @@ class Verifier(abc.ABC):
         check_seed(self.seed)
         check_flag("verbose", self.verbose)
         if self.metric_names is not None:
+            self.metric_names = check_sequence("metric_names", self.metric_names)
             if not self.metric_names:
                 raise InvalidInputError("`metric_names` is empty; pass None for all metrics.")
             for name in self.metric_names:

@@ -9,7 +9,7 @@ import numpy as np
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
-from art_fingerprint.core.checks import check_choice, check_flag, check_number
+from art_fingerprint.core.checks import check_choice, check_flag, check_number, check_sequence
 from art_fingerprint.core.classifier import LogitsNetwork
 from art_fingerprint.core.outputs import to_probabilities
 from art_fingerprint.core.queries import Suspect
@@ -238,7 +238,8 @@ class DeepJudgeVerifier(Verifier):
         self.suspect_layer = suspect_layer
         self.pooling = pooling
         self.nb_seeds_whitebox = nb_seeds_whitebox
-        self.neurons = neurons if neurons is None or isinstance(neurons, int | np.integer) else tuple(neurons)
+        whole = neurons is None or isinstance(neurons, int | np.integer)
+        self.neurons: int | tuple[int, ...] | None = neurons if whole else check_sequence("neurons", neurons)  # type: ignore[assignment]
         self.max_tests_per_neuron = max_tests_per_neuron
         self.reference = reference
         self.multiplier = multiplier

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from art.estimators.classification import BlackBoxClassifierNeuralNetwork, PyTorchClassifier
+from art.estimators.classification import PyTorchClassifier
 from art.exceptions import EstimatorError
 from torch import Tensor, nn
 
@@ -31,6 +31,7 @@ from art_fingerprint.exceptions import (
 from art_fingerprint.verifiers.base import Access, Metric, Verifier
 from art_fingerprint.verifiers.fingerprint import Fingerprint
 from tests.conftest import wrap
+from tests.states import black_box, mark, random_states, state_of
 
 Make = Callable[..., PyTorchClassifier]
 
@@ -123,32 +124,6 @@ def references(make_classifier: Make) -> list[PyTorchClassifier]:
     return [make_classifier(seed) for seed in (2, 4, 5)]  # constant labels, none the victim's
 
 
-def black_box(classifier: PyTorchClassifier) -> BlackBoxClassifierNeuralNetwork:
-    return BlackBoxClassifierNeuralNetwork(
-        classifier.predict, classifier.input_shape, classifier.nb_classes, clip_values=(0.0, 1.0)
-    )
-
-
-def state_of(classifier: PyTorchClassifier) -> tuple[object, ...]:
-    modules = list(classifier.model.modules())
-    return (
-        network_digest(classifier.model),
-        [m.training for m in modules],
-        [len(m._forward_hooks) for m in modules],
-        [p.requires_grad for p in classifier.model.parameters()],
-        [None if p.grad is None else p.grad.tolist() for p in classifier.model.parameters()],
-    )
-
-
-def mark(classifier: PyTorchClassifier) -> None:
-    """Give a classifier an unusual state that must survive."""
-    classifier.model.train()
-    classifier.model.block2.eval()
-    classifier.model.head.weight.requires_grad_(False)
-    classifier.model.block1[0].weight.grad = torch.ones_like(classifier.model.block1[0].weight)
-    classifier.model.block3.register_forward_hook(lambda *_: None)
-
-
 # ---------------------------------------------------------------------- order of calls and who may come in
 def test_nothing_works_before_extraction(make_classifier: Make) -> None:
     verifier = GapVerifier(make_classifier())
@@ -213,16 +188,14 @@ def test_victim_and_suspect_are_given_back_untouched(
     fresh.fail = verifier.fail = fail  # type: ignore[assignment]
     for model, call in ((victim, lambda: fresh.extract(images)), (suspect, lambda: verifier.verify(suspect))):
         before = state_of(model)
-        random_states = (torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate())  # type: ignore[index]  # noqa: NPY002
+        drawn = random_states()
         if fail is None:
             call()
         else:
             with pytest.raises(type(fail)):
                 call()
         assert state_of(model) == before
-        assert torch.equal(torch.get_rng_state(), random_states[0])
-        assert np.random.get_state()[1].tolist() == random_states[1]  # type: ignore[index]  # noqa: NPY002
-        assert random.getstate() == random_states[2]
+        assert random_states() == drawn
 
 
 def test_a_failed_extraction_keeps_the_old_fingerprint(verifier: GapVerifier, images: np.ndarray) -> None:
