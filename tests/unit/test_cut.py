@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from art_fingerprint.core.cut import LayerCut, Method, split_graph
+from art_fingerprint.core.cut import LayerCut, Method
+from art_fingerprint.core.graph import split_graph
 from art_fingerprint.core.taps import tap
 from art_fingerprint.exceptions import FingerprintError, LayerCutError, LayerNotFoundError
 from tests.conftest import TinyCNN

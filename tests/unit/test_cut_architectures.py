@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from art_fingerprint.core.cut import LayerCut, split_graph
+from art_fingerprint.core.cut import LayerCut
+from art_fingerprint.core.graph import split_graph
 from art_fingerprint.core.layers import auto_layer, stages
 from art_fingerprint.core.taps import tap
 from art_fingerprint.exceptions import LayerCutError, LayerNotFoundError
