@@ -26,6 +26,7 @@ from art_fingerprint.core.classifier import (
     guarded,
     network_of,
 )
+from art_fingerprint.core.parameters import as_json, changed_together
 from art_fingerprint.core.seeding import derive_seed, forked_random_state
 from art_fingerprint.core.training import Batches, check_batches
 from art_fingerprint.exceptions import InvalidInputError
@@ -205,26 +206,15 @@ class RemovalAttack(Attack):
     def params(self) -> dict[str, Any]:
         """Return the parameters as JSON values; callables are left out."""
         values = {name: getattr(self, name) for name in self.attack_params}
-        return {n: list(v) if isinstance(v, tuple) else v for n, v in values.items() if not callable(v)}
+        return {name: as_json(value) for name, value in values.items() if not callable(value)}
 
     def set_params(self, **kwargs: Any) -> None:
         """Change parameters as in ART; after an error all of them are as before.
 
         :raises InvalidInputError: unknown name or bad value.
         """
-        unknown = set(kwargs) - set(self.attack_params)
-        if unknown:
-            raise InvalidInputError(
-                f"{type(self).__name__} has no parameter {', '.join(sorted(unknown))}; it has "
-                f"{', '.join(self.attack_params)}."
-            )
-        before = {name: getattr(self, name) for name in kwargs}
-        try:
+        with changed_together(self, self.attack_params, kwargs):
             super().set_params(**kwargs)
-        except BaseException:
-            for name, value in before.items():
-                setattr(self, name, value)
-            raise
 
     def _check_params(self) -> None:
         super()._check_params()

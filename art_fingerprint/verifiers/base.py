@@ -29,6 +29,7 @@ from art_fingerprint.core.checks import (
 )
 from art_fingerprint.core.classifier import LogitsNetwork, check_classifier, clip_bounds, guarded, network_of
 from art_fingerprint.core.digests import network_digest
+from art_fingerprint.core.parameters import as_json, changed_together
 from art_fingerprint.core.queries import Suspect
 from art_fingerprint.exceptions import (
     CalibrationError,
@@ -293,28 +294,17 @@ class Verifier(abc.ABC):
 
     def params(self) -> dict[str, Any]:
         """Return all parameters as JSON values."""
-        return {name: _as_json(getattr(self, name)) for name in self.verifier_params}
+        return {name: as_json(getattr(self, name)) for name in self.verifier_params}
 
     def set_params(self, **kwargs: Any) -> None:
         """Change parameters; after an error all of them are as before. The fingerprint must be extracted anew.
 
         :raises InvalidInputError: unknown name or bad value.
         """
-        unknown = set(kwargs) - set(self.verifier_params)
-        if unknown:
-            raise InvalidInputError(
-                f"{type(self).__name__} has no parameter {', '.join(sorted(unknown))}; it has "
-                f"{', '.join(self.verifier_params)}."
-            )
-        before = {name: getattr(self, name) for name in kwargs}
-        try:
+        with changed_together(self, self.verifier_params, kwargs):
             for name, value in kwargs.items():
                 setattr(self, name, tuple(value) if isinstance(value, list) else value)
             self._check_params()
-        except BaseException:
-            for name, value in before.items():
-                setattr(self, name, value)
-            raise
 
     def _check_params(self) -> None:
         check_number("batch_size", self.batch_size, 1, integer=True)
@@ -377,9 +367,3 @@ class Verifier(abc.ABC):
             is_derived(value, tau, metric.direction, calibration.rule),
             empirical_p_value(value, calibration.references[metric.name], metric.direction),
         )
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_as_json(item) for item in value]
-    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,43 @@
+"""Parameters, alike for attacks and verifiers: JSON values, and changes that hold together or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from art_fingerprint.exceptions import InvalidInputError
+
+
+def as_json(value: Any) -> Any:
+    """Return a value as JSON keeps it: tuples become lists, NumPy scalars Python numbers, whatever holds them."""
+    if isinstance(value, Mapping):
+        return {name: as_json(item) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [as_json(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+@contextmanager
+def changed_together(owner: object, known: Collection[str], names: Collection[str]) -> Iterator[None]:
+    """Give ``owner`` all its old values back if the block, which sets and checks some parameters, raises.
+
+    :param owner: Object whose attributes the parameters are.
+    :param known: Names of all its parameters.
+    :param names: Those that are about to be changed.
+    :raises InvalidInputError: a name is not known; the block does not run.
+    """
+    unknown = set(names) - set(known)
+    if unknown:
+        raise InvalidInputError(
+            f"{type(owner).__name__} has no parameter {', '.join(sorted(unknown))}; it has {', '.join(known)}."
+        )
+    before = {name: getattr(owner, name) for name in names}
+    try:
+        yield
+    except BaseException:
+        for name, value in before.items():
+            setattr(owner, name, value)
+        raise
