@@ -23,6 +23,7 @@ from art_fingerprint.core.classifier import (
     check_classifier,
     clone_classifier,
     clone_network,
+    evaluating,
     guarded,
     network_of,
 )
@@ -246,13 +247,7 @@ class RemovalAttack(Attack):
             elif self.summary_writer is not None:
                 self.summary_writer.update(batch_id=0, global_step=step, **losses)
             if self.callback is not None:
-                flags = [(module, module.training) for module in network.modules()]
-                network.eval()
-                try:
-                    with forked_random_state():
-                        self.callback(step, surrogate, dict(losses))
-                finally:
-                    for module, training in flags:
-                        module.training = training
+                with evaluating(network), forked_random_state():
+                    self.callback(step, surrogate, dict(losses))
 
         return watch

@@ -70,6 +70,18 @@ def has_batch_norm(network: nn.Module) -> bool:
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
 
 
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode for a block; every module's own train/eval flag comes back."""
+    flags = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
 def clone_network(network: nn.Module) -> nn.Module:
     """Deep-copy a network: no shared storage, no hooks, no gradients, pruning made permanent, no files written."""
     # Re-parametrised weights are results of autograd, which deepcopy refuses: hand it detached copies of those.

@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from art_fingerprint.core.classifier import evaluating
 from art_fingerprint.core.graph import split_graph
 from art_fingerprint.core.layers import recorded, stages
 from art_fingerprint.core.taps import get_layer
@@ -60,9 +61,7 @@ class LayerCut:
         self._record_head = False
         self._module = get_layer(network, layer)
         example = example[:8]
-        flags = [(module, module.training) for module in network.modules()]
-        try:
-            network.eval()
+        with evaluating(network):
             z, output = self._check(example)
             if method != "hooks":
                 self._split(example, output, strict=method == "graph")
@@ -71,10 +70,6 @@ class LayerCut:
                     f"Cutting at {layer!r} needs {self.nb_side_inputs or 'a'} further tensor(s) around the layer; cut "
                     f"somewhere else.{self._hint()}"
                 )
-            del z, output
-        finally:
-            for module, training in flags:
-                module.training = training
         if self.nb_side_inputs:
             logger.info("Cut at %s: %d side input(s) are held constant.", layer, self.nb_side_inputs)
 

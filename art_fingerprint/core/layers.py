@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from art_fingerprint.core.taps import get_layer
+from art_fingerprint.core.taps import get_layer, near_names
 from art_fingerprint.exceptions import InvalidInputError, LayerNotFoundError
 
 # Stage outputs in execution order, by family. The first family whose names all exist is taken.
@@ -146,7 +145,7 @@ def resolve_layer(network: nn.Module, layer: str | int | None, example: Tensor) 
         return names[layer - 1]
     known = dict(network.named_modules())
     if layer == "" or layer not in known:
-        near = difflib.get_close_matches(layer, [name for name in known if name], n=5, cutoff=0.4)
+        near = near_names(known, layer)
         hint = f"Near names: {', '.join(near)}. " if near else ""
         raise LayerNotFoundError(
             f"The network has no layer {layer!r}. {hint}Its stages are {_listed(stages(network))}."

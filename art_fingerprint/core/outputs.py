@@ -18,6 +18,11 @@ def detect_kind(outputs: Tensor, tolerance: float = 1e-3) -> OutputKind:
     return "probabilities" if is_probability else "logits"
 
 
+def nonfinite_rows(outputs: Tensor) -> int:
+    """Return how many rows of ``(n, K)`` hold a NaN or infinite value."""
+    return int((~torch.isfinite(outputs)).any(1).sum())
+
+
 def to_logits(probabilities: Tensor) -> Tensor:
     """Return ``log(max(p, 1e-30))``: exact for every difference of logits until ``p`` underflows."""
     return probabilities.clamp_min(_SMALLEST_PROBABILITY).log()

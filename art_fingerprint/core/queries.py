@@ -13,7 +13,7 @@ from torch import Tensor
 
 from art_fingerprint.core.checks import check_choice, check_number, is_classifier
 from art_fingerprint.core.classifier import LogitsNetwork
-from art_fingerprint.core.outputs import OutputKind, detect_kind, to_logits, to_probabilities
+from art_fingerprint.core.outputs import OutputKind, detect_kind, nonfinite_rows, to_logits, to_probabilities
 from art_fingerprint.core.taps import tap
 from art_fingerprint.exceptions import (
     AccessError,
@@ -95,7 +95,7 @@ class Suspect:
                     f"The suspect answered {len(x)} samples with shape {tuple(answer.shape)}; (n, nb_classes) was "
                     "expected."
                 )
-        bad = int((~torch.isfinite(answer)).any(1).sum())
+        bad = nonfinite_rows(answer)
         if bad:
             raise NonFiniteOutputError(f"The suspect answered {bad} of {len(x)} probes with NaN or infinite scores.")
         if self.kind == "auto":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 
 from torch import Tensor, nn
 
@@ -20,10 +21,14 @@ def get_layer(network: nn.Module, layer: str) -> nn.Module:
     """
     modules = dict(network.named_modules())
     if not isinstance(layer, str) or layer not in modules or layer == "":
-        names = [name for name in modules if name]
-        near = difflib.get_close_matches(str(layer), names, n=5, cutoff=0.4) or names[:8]
+        near = near_names(modules, str(layer)) or [name for name in modules if name][:8]
         raise LayerNotFoundError(f"The network has no layer {layer!r}. Near names: {', '.join(near)}.")
     return modules[layer]
+
+
+def near_names(known: Iterable[str], layer: str) -> list[str]:
+    """Return up to five layer names that look like ``layer``, most alike first."""
+    return difflib.get_close_matches(layer, [name for name in known if name], n=5, cutoff=0.4)
 
 
 def tap(network: nn.Module, layer: str, prepared: Tensor) -> Tensor:

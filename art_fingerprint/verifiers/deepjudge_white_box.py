@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from art_fingerprint.core.classifier import LogitsNetwork, clip_bounds
 from art_fingerprint.core.layers import resolve_layer
+from art_fingerprint.core.outputs import nonfinite_rows
 from art_fingerprint.core.queries import Suspect
 from art_fingerprint.core.taps import tap
 from art_fingerprint.exceptions import (
@@ -157,7 +158,7 @@ def score(
         b = suspect.activations(tests, layer, pooled).float()
     except (LayerNotFoundError, AccessError, IncompatibleArchitectureError) as error:
         return {}, dict.fromkeys(METRICS, str(error))
-    bad = int((~torch.isfinite(b)).any(1).sum())
+    bad = nonfinite_rows(b)
     if bad:
         raise NonFiniteOutputError(f"The suspect's layer {layer!r} is NaN or infinite on {bad} of {len(b)} tests.")
     lad, nad = formulas.layer_activation_distance(a, b), formulas.neuron_activation_distance(a, b, nu)

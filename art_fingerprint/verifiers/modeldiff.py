@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from art_fingerprint.core.checks import check_choice, check_flag, check_number, is_classifier
 from art_fingerprint.core.classifier import LogitsNetwork, clip_bounds, guarded, network_of
 from art_fingerprint.core.digests import array_digest, network_digest
-from art_fingerprint.core.outputs import OutputKind, to_probabilities
+from art_fingerprint.core.outputs import OutputKind, nonfinite_rows, to_probabilities
 from art_fingerprint.core.queries import Suspect, same_space
 from art_fingerprint.core.seeding import torch_generator
 from art_fingerprint.exceptions import (
@@ -368,7 +368,7 @@ def _in_space(logits: Tensor, space: str) -> Tensor:
 
 
 def _finite(outputs: Tensor, what: str) -> Tensor:
-    bad = int((~torch.isfinite(outputs)).any(1).sum())
+    bad = nonfinite_rows(outputs)
     if bad:
         raise NonFiniteOutputError(f"The victim answers {bad} of {len(outputs)} {what} with NaN or infinite scores.")
     return outputs
