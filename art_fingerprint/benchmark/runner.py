@@ -19,11 +19,11 @@ from tqdm import tqdm
 import art_fingerprint.attacks as attacks
 import art_fingerprint.verifiers as verifiers
 from art_fingerprint._version import __version__
-from art_fingerprint.benchmark.store import Store, cell_key
+from art_fingerprint.benchmark.store import KEYS, Store, cell_key
 from art_fingerprint.core.classifier import network_of
-from art_fingerprint.core.seeding import derive_seed
+from art_fingerprint.core.seeding import derive_seed, forked_random_state
 from art_fingerprint.evaluation.fidelity import accuracy, accuracy_drop, agreement
-from art_fingerprint.exceptions import FingerprintError, FingerprintFileError, InvalidInputError
+from art_fingerprint.exceptions import FingerprintFileError, InvalidInputError
 from art_fingerprint.verifiers.fingerprint import Fingerprint
 from art_fingerprint.zoo.datasets import Dataset, load_dataset
 from art_fingerprint.zoo.presets import AttackSetting, Preset
@@ -55,8 +55,8 @@ class Bench:
     """Runs a preset in a folder. A second run in the same folder repeats nothing that is done.
 
     Weights and fingerprints are kept under a digest of everything that makes them, so a changed setting is computed
-    anew. A suspect that cannot be made or scored gives rows with status ``failed`` and the reason, and the rest goes
-    on.
+    anew. A suspect that cannot be made or scored, or a verifier that cannot extract or calibrate, gives rows with
+    status ``failed`` and the reason, and the rest goes on. Failed cells are tried again by the next run.
 
     :param preset: What to run.
     :param folder: Where rows, weights and fingerprints go.
@@ -88,6 +88,13 @@ class Bench:
         self.verifier_names = _chosen("verifier", only_verifiers, preset.verifiers)
         self.store = Store(folder)
         self.data = load_dataset(preset.dataset)
+        cuda = device_type == "gpu" and torch.cuda.is_available()
+        self._made_from = {
+            "data": self.data.digest,
+            "architecture": str(self._untrained().model),
+            "versions": versions(),
+            "device": "cuda" if cuda else "cpu",
+        }
 
     # ------------------------------------------------------------------ run
     def run(self) -> Path:
@@ -101,28 +108,42 @@ class Bench:
         return self.store.rows_path
 
     def _run(self) -> None:
-        done = {row["key"] for row in self.store.rows() if row.get("status") == "ok"}
+        rows = self.store.rows()
+        done = {row["key"]: row for row in rows if row["status"] == "ok"}
+        newest = {(row["suspect"], row["seed"], row["verifier"]): row["key"] for row in rows}
         suspects = self.suspects()
         total = len(suspects) * len(self.verifier_names)
         with tqdm(total=total, desc=f"bench {self.preset.name}", disable=not self.verbose, unit="cell") as bar:
             todo = [(s, [v for v in self.verifier_names if self._cell(s, v) not in done]) for s in suspects]
             todo = [(suspect, names) for suspect, names in todo if names]
             bar.update(total - sum(len(names) for _, names in todo))
+            for suspect in suspects:  # a setting that was changed and changed back: its rows count again
+                for name in self.verifier_names:
+                    key = self._cell(suspect, name)
+                    if key in done and newest[suspect.label, suspect.seed, name] != key:
+                        self.store.append(done[key])
             if todo:
                 bar.set_postfix_str("victim and reference models")
-                self._prepare()
+                self._prepare({name for _, names in todo for name in names})
             for suspect, names in todo:
                 bar.set_postfix_str(f"{suspect.label} seed {suspect.seed}")
                 self._run_suspect(suspect, names)
                 bar.update(len(names))
 
-    def _prepare(self) -> None:
+    def _prepare(self, names: set[str]) -> None:
         self.victim = self._victim()
         self.victim_accuracy = accuracy(self.victim, self.data.x_test, self.data.y_test)
-        self.verifiers = {name: self._verifier(name) for name in self.verifier_names}
+        self.verifiers: dict[str, verifiers.Verifier | Exception] = {}
+        for name in sorted(names):
+            try:
+                self.verifiers[name] = self._verifier(name)
+            except Exception as error:
+                logger.exception("%s failed on the victim", name)
+                self.verifiers[name] = error
 
     def _run_suspect(self, suspect: Suspect, names: list[str]) -> None:
         base: dict[str, Any] = {
+            **dict.fromkeys(KEYS),
             "preset": self.preset.name,
             "dataset": self.preset.dataset,
             "victim": self._key("victim", self.preset.victim_seed),
@@ -143,7 +164,7 @@ class Bench:
                 "agreement": agreement(self.victim, model, self.data.x_test),
                 "attack_seconds": getattr(model, "surrogate_info", {}).get("seconds"),
             }
-        except (FingerprintError, RuntimeError, ValueError, TypeError) as error:
+        except Exception as error:
             logger.exception("%s seed %d failed", suspect.label, suspect.seed)
             for name in names:
                 self.store.append({**base, **self._unscored(suspect, name, error)})
@@ -163,10 +184,13 @@ class Bench:
         }
 
     def _score(self, suspect: Suspect, name: str, model: PyTorchClassifier) -> dict[str, Any]:
+        verifier = self.verifiers[name]
+        if isinstance(verifier, Exception):
+            return self._unscored(suspect, name, verifier)
         started = time.perf_counter()
         try:
-            verdict = self.verifiers[name].verify(model)
-        except (FingerprintError, RuntimeError, ValueError, TypeError) as error:
+            verdict = verifier.verify(model)
+        except Exception as error:
             logger.exception("%s on %s seed %d failed", name, suspect.label, suspect.seed)
             return self._unscored(suspect, name, error)
         metrics = {
@@ -213,15 +237,7 @@ class Bench:
 
     def _key(self, kind: str, seed: int) -> str:
         recipe = self.preset.negative_recipe if kind == "negative" else self.preset.victim_recipe
-        return cell_key(
-            kind=kind,
-            data=self.data.digest,
-            architecture=f"{self.preset.architecture.__module__}.{self.preset.architecture.__qualname__}",
-            recipe=asdict(recipe),
-            seed=seed,
-            versions=versions(),
-            device=self.device_type,
-        )
+        return cell_key(kind=kind, recipe=asdict(recipe), seed=seed, **self._made_from)
 
     def _surrogate_key(self, setting: AttackSetting, seed: int) -> str:
         return cell_key(
@@ -243,8 +259,12 @@ class Bench:
             nb_references=preset.nb_references,
         )
 
+    def _untrained(self) -> PyTorchClassifier:
+        with forked_random_state():
+            return wrap(self.preset.architecture(), self.data, self.device_type)
+
     def _kept(self, key: str, make: Callable[[], PyTorchClassifier]) -> PyTorchClassifier:
-        model = wrap(self.preset.architecture(), self.data, self.device_type)
+        model = self._untrained()
         notes = self.store.load_weights(key, network_of(model))
         if notes is None:
             model = make()

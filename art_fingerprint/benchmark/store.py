@@ -13,9 +13,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from art_fingerprint.core.digests import network_digest
 from art_fingerprint.exceptions import InvalidInputError
 
 ROWS = "rows.jsonl"
+# What readers of rows rely on.
+KEYS = (
+    *("key", "preset", "dataset", "victim", "suspect", "role", "attack", "attack_params", "seed"),
+    *("verifier", "verifier_params", "metrics", "derived", "accuracy", "accuracy_drop", "agreement"),
+    *("attack_seconds", "verify_seconds", "queries", "status", "reason", "versions", "device"),
+)
 
 
 def cell_key(**facts: Any) -> str:
@@ -27,7 +34,7 @@ def cell_key(**facts: Any) -> str:
 def read_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Return the rows of a run's folder, oldest first. A last line that was not written to its end is left out.
 
-    :raises InvalidInputError: there are no rows, or a line is not a JSON object.
+    :raises InvalidInputError: there are no rows, or a line is not a JSON object with all of :data:`KEYS`.
     """
     path = Path(folder) / ROWS
     try:
@@ -42,6 +49,9 @@ def read_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
             raise InvalidInputError(f"Line {number} of {path} is not JSON: {error}.") from error
         if not isinstance(row, dict):
             raise InvalidInputError(f"Line {number} of {path} is not a JSON object.")
+        missing = [key for key in KEYS if key not in row]
+        if missing:
+            raise InvalidInputError(f"Line {number} of {path} is not a result row: it has no {', '.join(missing)}.")
         rows.append(row)
     return rows
 
@@ -103,7 +113,7 @@ class Store:
         """Return all rows, oldest first."""
         return read_rows(self.folder) if self.rows_path.exists() else []
 
-    def load_weights(self, key: str, network: nn.Module) -> dict[str, str] | None:
+    def load_weights(self, key: str, network: nn.Module) -> dict[str, Any] | None:
         """Put kept weights into ``network``; return their notes, or ``None`` if there are none or the file is
         damaged.
         """
@@ -111,8 +121,9 @@ class Store:
         notes = path.with_suffix(".json")
         try:
             network.load_state_dict(load_file(path))
-            return dict(json.loads(notes.read_text(encoding="utf-8")))
-        except (OSError, SafetensorError, RuntimeError, ValueError):
+            card = json.loads(notes.read_text(encoding="utf-8"))
+            return dict(card["notes"]) if card["weights"] == network_digest(network) else None
+        except (OSError, SafetensorError, RuntimeError, ValueError, TypeError, KeyError):
             return None
 
     def save_weights(self, key: str, network: nn.Module, notes: dict[str, Any]) -> None:
@@ -124,7 +135,9 @@ class Store:
         try:
             save_file(state, temporary)
             os.replace(temporary, path)
-            Path(temporary).write_text(json.dumps(notes), encoding="utf-8")
+            Path(temporary).write_text(
+                json.dumps({"weights": network_digest(network), "notes": notes}), encoding="utf-8"
+            )
             os.replace(temporary, path.with_suffix(".json"))
         finally:
             Path(temporary).unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from art_fingerprint.core.checks import check_images, check_labels
+from art_fingerprint.core.classifier import guarded
 
 
 def accuracy(classifier: Any, x: np.ndarray, y: np.ndarray) -> float:
@@ -18,7 +19,7 @@ def accuracy(classifier: Any, x: np.ndarray, y: np.ndarray) -> float:
     """
     images = check_images(x, tuple(classifier.input_shape))
     labels = check_labels(y, len(images), int(classifier.nb_classes))
-    return float((classifier.predict(images).argmax(1) == labels).mean())
+    return float((_predicted(classifier, images) == labels).mean())
 
 
 def accuracy_drop(victim_accuracy: float, suspect_accuracy: float) -> float:
@@ -29,4 +30,10 @@ def accuracy_drop(victim_accuracy: float, suspect_accuracy: float) -> float:
 def agreement(victim: Any, suspect: Any, x: np.ndarray) -> float:
     """Return the share of samples on which two classifiers predict one label, in [0, 1]. Cost: n forwards of each."""
     images = check_images(x, tuple(victim.input_shape))
-    return float((victim.predict(images).argmax(1) == suspect.predict(images).argmax(1)).mean())
+    return float((_predicted(victim, images) == _predicted(suspect, images)).mean())
+
+
+def _predicted(classifier: Any, images: np.ndarray) -> np.ndarray:
+    with guarded(classifier, weights=False):  # ART switches the model to evaluation mode and leaves it there
+        labels: np.ndarray = classifier.predict(images).argmax(1)
+    return labels
