@@ -55,9 +55,13 @@ def check_images(x: object, input_shape: tuple[int, ...], clip_values: object = 
 def check_labels(y: object, n: int, nb_classes: int, name: str = "y") -> np.ndarray:
     """Return labels as ``(n,)`` int64 indices; index labels, ``(n, 1)`` columns and one-hot rows are accepted.
 
-    :raises InvalidInputError: wrong length, soft or fractional labels, or an index outside ``0..nb_classes-1``.
+    :raises InvalidInputError: no array, wrong length, soft or fractional labels, or an index outside
+        ``0..nb_classes-1``.
     """
-    labels = np.asarray(y)
+    try:
+        labels = np.asarray(y)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors on a device
+        raise InvalidInputError(f"`{name}` must be an array of class indices or one-hot rows: {error}") from error
     if labels.shape[:1] != (n,):
         raise InvalidInputError(f"`{name}` must have one label for each of the {n} samples, got shape {labels.shape}.")
     if labels.ndim == 2 and labels.shape[1] == nb_classes and nb_classes > 1:
@@ -69,10 +73,10 @@ def check_labels(y: object, n: int, nb_classes: int, name: str = "y") -> np.ndar
     if labels.ndim != 1:
         raise InvalidInputError(f"`{name}` must have shape ({n},) or ({n}, {nb_classes}), got {labels.shape}.")
     if not np.issubdtype(labels.dtype, np.integer):
-        if not np.issubdtype(labels.dtype, np.floating) or not (labels == np.floor(labels)).all():
+        if not np.issubdtype(labels.dtype, np.floating):
             raise InvalidInputError(f"`{name}` must hold class indices, got dtype {labels.dtype}.")
-    elif labels.dtype == np.uint64:
-        labels = labels.astype(np.int64)
+        if not (np.isfinite(labels) & (labels == np.floor(labels))).all():
+            raise InvalidInputError(f"`{name}` must hold class indices, got fractions, NaN or infinite values.")
     labels = labels.astype(np.int64)
     if labels.min() < 0 or labels.max() >= nb_classes:
         raise InvalidInputError(
@@ -96,23 +100,26 @@ def check_number(
     kind = "an integer" if integer else "a number"
     left, right = ("(" if open_low else "["), (")" if open_high else "]")
     wanted = f"{kind} in {left}{low:g}, {high:g}{right}"
-    ok = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)  # type: ignore[arg-type]
+    ok = isinstance(value, kinds) and not isinstance(value, bool)
     if ok:
-        number = float(value)  # type: ignore[arg-type]
-        ok = (number > low if open_low else number >= low) and (number < high if open_high else number <= high)
+        # integers are compared as they are: large ones are no floats
+        number: Any = value.item() if isinstance(value, np.generic) else value
+        ok = isinstance(number, int) or math.isfinite(number)
+        ok = ok and (number > low if open_low else number >= low) and (number < high if open_high else number <= high)
     if not ok:
         raise InvalidInputError(f"`{name}` must be {wanted}, got {value!r}.")
 
 
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     """Raise unless ``value`` is one of ``choices``."""
-    if value not in choices:
+    if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
         raise InvalidInputError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
 
 
 def check_sequence(name: str, value: object) -> tuple[Any, ...]:
     """Return the items of ``value`` as a tuple; raise for a string and for what is no sequence."""
-    if isinstance(value, str) or not isinstance(value, Iterable):
+    single = isinstance(value, str | bytes) or (isinstance(value, np.ndarray) and value.ndim == 0)
+    if single or not isinstance(value, Iterable):
         raise InvalidInputError(f"`{name}` must be a sequence, got {value!r}.")
     return tuple(item.item() if isinstance(item, np.generic) else item for item in value)
 

@@ -12,6 +12,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -87,13 +88,17 @@ def clone_network(network: nn.Module) -> nn.Module:
     # Re-parametrised weights are results of autograd, which deepcopy refuses: hand it detached copies of those.
     memo: dict[int, Any] = {}
     for module in network.modules():
-        for value in vars(module).values():
+        for value in (*vars(module).values(), *module._buffers.values()):
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     twin = copy.deepcopy(network, memo)
     for module in twin.modules():
-        # A patched instance method is a closure over the *original* weights (HuggingFace wrappers do this).
-        vars(module).pop("forward", None)
+        # A forward put on the instance is a closure over the *original* weights (HuggingFace wrappers do this), unless
+        # it is a method, which deepcopy binds to the copy.
+        patched = vars(module).get("forward")
+        if patched is not None and not (isinstance(patched, MethodType) and patched.__self__ is module):
+            logger.info("A %s has a forward() put on the instance; the copy has its class's.", type(module).__name__)
+            del module.forward
         for name in _HOOK_DICTS:
             hooks = getattr(module, name, None)
             if hooks:
@@ -197,10 +202,13 @@ class LogitsNetwork(nn.Module):
 
     @property
     def standardisation(self) -> tuple[Tensor, Tensor]:
-        """Per-channel mean and standard deviation of the preprocessing, ``(C,)`` each; 0 and 1 without one."""
-        step = self._standardiser
+        """Per-channel mean and standard deviation of the preprocessing, ``(C,)`` each; 0 and 1 without one.
+
+        :raises InvalidInputError: mean and standard deviation are given per pixel.
+        """
         channels = self._input_shape[0]
-        mean, std = (0.0, 1.0) if step is None else (step.mean, step.std)
+        # `preprocessing` may also be any other preprocessor
+        mean, std = getattr(self._standardiser, "mean", 0.0), getattr(self._standardiser, "std", 1.0)
         per_channel = [np.asarray(value, dtype=np.float32).reshape(-1) for value in (mean, std)]
         if any(len(value) not in (1, channels) for value in per_channel):
             raise InvalidInputError(
@@ -247,9 +255,10 @@ def check_output(raw: object) -> Tensor:
 def check_classifier(classifier: PyTorchClassifier) -> LogitsNetwork:
     """Check on two mid-range samples that a classifier fits together, and return its white-box view.
 
-    :raises InvalidInputError: if the model is not a float network, or its output is not ``(n, nb_classes)``.
+    :raises InvalidInputError: if the model is not a float network, does not run on ``input_shape``, or its output is
+        not ``(n, nb_classes)``.
     """
-    view = LogitsNetwork(classifier)
+    view = LogitsNetwork(classifier, "logits")
     if classifier.nb_classes < 2:
         raise InvalidInputError(
             f"nb_classes is {classifier.nb_classes}; a classifier of two or more classes is needed."
@@ -258,12 +267,16 @@ def check_classifier(classifier: PyTorchClassifier) -> LogitsNetwork:
     x = torch.full((2, *classifier.input_shape), float((low + high) / 2), device=classifier.device)
     with guarded(classifier, weights=False), torch.no_grad():
         view.network.eval()
-        width = view(x).shape[1]
+        try:
+            width = view(x).shape[1]
+        except RuntimeError as error:
+            shape = tuple(classifier.input_shape)
+            raise InvalidInputError(f"The model fails on two samples of input_shape={shape}: {error}") from error
     if width != classifier.nb_classes:
         raise InvalidInputError(
             f"The classifier says nb_classes={classifier.nb_classes}, but its model returns {width} scores."
         )
-    view.kind = "auto"  # two grey images may sum to one by chance; decide on real data
+    view.kind = "auto"  # to be decided on real data: the scores of two grey images may sum to one by chance
     return view
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -181,6 +183,27 @@ def test_a_copy_has_no_hooks_no_gradients_and_no_patched_forward(make_classifier
     assert network.head.weight.grad is not None
     network.eval()(torch.from_numpy(images))
     assert {"root", "before", "keywords", "patched"} == set(calls)
+
+
+def test_a_copy_keeps_a_method_put_on_the_instance_bound_to_itself(images: np.ndarray) -> None:
+    network = TinyCNN()
+    network.head.forward = MethodType(lambda self, x: 3 * nn.Linear.forward(self, x), network.head)
+    expected = outputs(network, images)
+    twin = clone_network(network)
+    torch.testing.assert_close(outputs(twin, images), expected)
+    with torch.no_grad():
+        twin.head.weight.zero_()
+        twin.head.bias.zero_()
+    assert not outputs(twin, images).any()
+    torch.testing.assert_close(outputs(network, images), expected)
+
+
+def test_a_buffer_may_be_a_result_of_autograd(images: np.ndarray) -> None:
+    network = TinyCNN()
+    network.register_buffer("norm", network.head.weight.norm())
+    twin: Any = clone_network(network)
+    assert torch.equal(twin.norm, network.norm)
+    assert not twin.norm.requires_grad
 
 
 def test_pruning_becomes_permanent_in_the_copy(make_classifier: Make, images: np.ndarray) -> None:
@@ -400,6 +423,9 @@ def test_standardisation(make_classifier: Make) -> None:
     per_pixel = make_classifier(channels=3, preprocessing=(np.zeros((3, 8, 8)), np.ones((3, 8, 8))))
     with pytest.raises(InvalidInputError, match="per pixel"):
         _ = LogitsNetwork(per_pixel).standardisation
+    other = make_classifier(channels=3, preprocessing=JpegCompression((0, 1), channels_first=True))
+    mean, std = LogitsNetwork(other).standardisation
+    assert (mean.tolist(), std.tolist()) == ([0, 0, 0], [1, 1, 1])
 
 
 def test_clip_bounds(make_classifier: Make) -> None:
@@ -451,9 +477,16 @@ def test_checking_does_not_decide_the_kind_on_grey_images() -> None:
     with torch.no_grad():
         network.linear.weight.zero_()
         network.linear.bias.fill_(0.25)
-    with pytest.warns(UserWarning, match="probabilities"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         view = check_classifier(wrap(network))
     assert view.kind == "auto"
+
+
+def test_a_model_that_does_not_take_the_input_shape() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    with pytest.raises(InvalidInputError, match=r"input_shape=\(1, 9, 8\)"):
+        check_classifier(wrap(network, input_shape=(1, 9, 8)))
 
 
 def test_wrappers_are_taken_off(make_classifier: Make, images: np.ndarray) -> None:
