@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -46,7 +47,7 @@ def recorded(network: nn.Module, layers: list[str]) -> Iterator[dict[str, LayerT
     """
     traces = {layer: LayerTrace() for layer in layers}
 
-    def make_hook(trace: LayerTrace):  # type: ignore[no-untyped-def]
+    def make_hook(trace: LayerTrace) -> Callable[[nn.Module, object, object], None]:
         def hook(_module: nn.Module, _inputs: object, output: object) -> None:
             trace.calls += 1
             trace.outputs.append(output.clone() if isinstance(output, Tensor) else output)
@@ -102,7 +103,9 @@ def stages(network: nn.Module) -> list[str]:
 def auto_layer(network: nn.Module, example: Tensor) -> str:
     """Choose a layer: the last stage whose output keeps at least a quarter of the input height.
 
-    Networks of tokens have no height: their middle stage is taken. Cost: one forward pass of ``example``.
+    Where most stages give token sequences (the first may give the map that tokens are made of) there is no height: the
+    middle token stage is taken. Of networks on vectors it is the middle stage below the classifier. Cost: one forward
+    pass of ``example``.
 
     :param network: The network, in evaluation mode.
     :param example: Preprocessed inputs ``(B, C, H, W)``.
@@ -113,10 +116,10 @@ def auto_layer(network: nn.Module, example: Tensor) -> str:
         network(example)
     outputs = {name: trace.single_tensor for name, trace in traces.items()}
     maps = {name: z for name, z in outputs.items() if z is not None and z.ndim == 4}
-    if maps and example.ndim == 4:
+    tokens = [name for name, z in outputs.items() if z is not None and z.ndim == 3]
+    if example.ndim == 4 and maps and len(maps) >= len(tokens):
         wide = [name for name, z in maps.items() if 4 * z.shape[2] >= example.shape[2]]
         return (wide or list(maps)[:1])[-1]
-    tokens = [name for name, z in outputs.items() if z is not None and z.ndim == 3]
     vectors = [name for name, z in outputs.items() if z is not None and z.ndim == 2]
     chosen = tokens or vectors[:-1]
     if not chosen:
@@ -130,10 +133,13 @@ def auto_layer(network: nn.Module, example: Tensor) -> str:
 def resolve_layer(network: nn.Module, layer: str | int | None, example: Tensor) -> str:
     """Return a dotted layer name for a name, a stage number (1 = first stage) or ``None`` (see :func:`auto_layer`).
 
+    :raises InvalidInputError: ``layer`` is something else.
     :raises LayerNotFoundError: unknown name (near names are listed) or number out of range (stages are listed).
     """
     if layer is None:
         return auto_layer(network, example)
+    if isinstance(layer, np.integer):
+        layer = int(layer)
     if isinstance(layer, bool) or not isinstance(layer, int | str):
         raise InvalidInputError(f"`layer` must be a layer name, a stage number or None, got {layer!r}.")
     if isinstance(layer, int):
@@ -154,4 +160,4 @@ def resolve_layer(network: nn.Module, layer: str | int | None, example: Tensor) 
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(f"{index} = {name}" for index, name in enumerate(names, 1))
+    return ", ".join(f"{index} = {name}" for index, name in enumerate(names, 1)) or "none"

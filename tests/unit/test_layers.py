@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,22 @@ class Tokens(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.third(self.second(self.first(self.embed(x.reshape(len(x), 4, 16))))).mean(1))
+
+
+class Patches(nn.Module):
+    """A token network of unknown family, whose tokens come from a convolution."""
+
+    def __init__(self, patch: int) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(1, 12, patch, patch)
+        self.first = nn.Linear(12, 12)
+        self.second = nn.Linear(12, 12)
+        self.third = nn.Linear(12, 12)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x).flatten(2).transpose(1, 2)
+        return self.head(self.third(self.second(self.first(tokens))).mean(1))
 
 
 class Normalised(nn.Module):
@@ -162,6 +179,8 @@ def test_stages_are_layers_in_order_of_execution(make: Callable[[], nn.Module]) 
         (SmallViT, "blocks.2"),  # the middle one of five
         (lambda: SmallViT(1), "norm_pre"),
         (Tokens, "first"),  # the middle one of four; the head's output is no token sequence
+        (lambda: Patches(2), "second"),  # the map of 4 of 8 pixels only makes the tokens
+        (lambda: Patches(4), "second"),
         (mlp, "3"),  # the middle one of three; the last is the classifier
         (lambda: Normalised(TinyCNN()), "model.block3"),
         (Alias, "body"),
@@ -223,6 +242,7 @@ def test_resolve_names_and_numbers() -> None:
     network = TinyCNN().eval()
     assert resolve_layer(network, "block2.1", X) == "block2.1"
     assert [resolve_layer(network, k, X) for k in (1, 2, 3, 4)] == ["block1", "block2", "block3", "head"]
+    assert resolve_layer(network, np.int64(2), X) == "block2"  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("number", [0, 5, -1])
