@@ -51,6 +51,10 @@ class NonFiniteOutputError(FingerprintError):
     """A model answered NaN or infinity."""
 
 
+class SuspectFailedError(FingerprintError):
+    """A classifier raised an error of its own while it answered probes. That error is the cause of this one."""
+
+
 class CalibrationError(FingerprintError):
     """The reference models cannot calibrate this verifier: too few, wrong ones, or the suspect itself."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,12 @@ from art_fingerprint.core.outputs import OutputKind, detect_kind, nonfinite_rows
 from art_fingerprint.core.taps import tap
 from art_fingerprint.exceptions import (
     AccessError,
+    FingerprintError,
     IncompatibleSuspectError,
     InvalidInputError,
     NonFiniteOutputError,
     QueryBudgetError,
+    SuspectFailedError,
 )
 
 
@@ -81,20 +84,19 @@ class Suspect:
             )
 
     def raw(self, x: Tensor) -> Tensor:
-        """Send one batch and return the answer as it came, ``(n, K)`` float32 on :attr:`device`. Cost: n queries."""
+        """Send one batch and return the answer as it came, ``(n, K)`` float32 on :attr:`device`. Cost: n queries.
+
+        :raises QueryBudgetError: the batch would exceed the budget; it was not sent.
+        :raises SuspectFailedError: the classifier raised an error of its own.
+        :raises NonFiniteOutputError: an answer is NaN or infinite.
+        """
         self._spend(len(x))
-        if self._view is not None:
-            with torch.no_grad():
-                self._view.network.eval()
-                answer = self._view(self._native(x).to(self.device)).float()
-        else:
-            array = self._native(x).cpu().numpy()
-            answer = torch.from_numpy(np.array(self.classifier.predict(array), dtype=np.float32))
-            if answer.ndim != 2 or len(answer) != len(x):
-                raise IncompatibleSuspectError(
-                    f"The suspect answered {len(x)} samples with shape {tuple(answer.shape)}; (n, nb_classes) was "
-                    "expected."
-                )
+        with _answering():
+            answer = self._ask(self._native(x))
+        if answer.ndim != 2 or len(answer) != len(x):
+            raise IncompatibleSuspectError(
+                f"The suspect answered {len(x)} samples with shape {tuple(answer.shape)}; (n, nb_classes) was expected."
+            )
         bad = nonfinite_rows(answer)
         if bad:
             raise NonFiniteOutputError(f"The suspect answered {bad} of {len(x)} probes with NaN or infinite scores.")
@@ -113,6 +115,13 @@ class Suspect:
     def labels(self, x: Tensor) -> Tensor:
         """Return predicted labels for any number of samples, ``(n,)`` int64 on the host."""
         return torch.cat([self.raw(part).argmax(1).cpu() for part in x.split(self.batch_size)])
+
+    def _ask(self, x: Tensor) -> Tensor:
+        if self._view is None:
+            return torch.from_numpy(np.array(self.classifier.predict(x.cpu().numpy()), dtype=np.float32))
+        with torch.no_grad():
+            self._view.network.eval()
+            return self._view(x.to(self.device)).float()
 
     def _native(self, x: Tensor) -> Tensor:
         """Return samples as the suspect wants them: channels last or flat if need be."""
@@ -148,7 +157,8 @@ class Suspect:
         parts = []
         for part in x.split(self.batch_size):
             self._spend(len(part))
-            output = tap(view.network, layer, view.preprocess(self._native(part).to(view.device)))
+            with _answering():
+                output = tap(view.network, layer, view.preprocess(self._native(part).to(view.device)))
             parts.append((output if reduce is None else reduce(output)).cpu())
         return torch.cat(parts)
 
@@ -158,6 +168,19 @@ class Suspect:
                 f"The next {n} queries would exceed the budget of {self.budget}; {self.queries} were sent."
             )
         self.queries += n
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Turn whatever a foreign model raises into one error of ours."""
+    try:
+        yield
+    except FingerprintError:
+        raise
+    except Exception as error:
+        raise SuspectFailedError(
+            f"The classifier raised {type(error).__name__} while it answered probes: {error}"
+        ) from error
 
 
 def same_space(kind: OutputKind, other: OutputKind) -> bool:

@@ -25,6 +25,7 @@ from art_fingerprint.exceptions import (
     LayerNotFoundError,
     NonFiniteOutputError,
     QueryBudgetError,
+    SuspectFailedError,
 )
 from tests.conftest import wrap
 
@@ -325,3 +326,47 @@ def test_layers_of_a_defended_classifier_are_those_of_its_network(make_classifie
     x = torch.from_numpy(images)
     plain = Suspect(make_classifier()).activations(x, "block1")
     assert torch.equal(Suspect(defended).activations(x, "block1"), plain)
+
+
+# ---------------------------------------------------------------------- errors of the suspect's own
+def test_errors_of_the_suspect_become_ours(make_classifier: Make, images: np.ndarray) -> None:
+    def refuse(x: np.ndarray) -> np.ndarray:
+        raise ConnectionError("429 Too Many Requests")
+
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    x = torch.from_numpy(images)
+    for classifier, cause in ((black_box(refuse), ConnectionError), (wrap(Broken()), RuntimeError)):
+        suspect = Suspect(classifier, 7)
+        with pytest.raises(SuspectFailedError, match=cause.__name__) as raised:
+            suspect.logits(x)
+        assert isinstance(raised.value.__cause__, cause)
+        assert suspect.queries == 7
+    suspect = Suspect(wrap(Broken()), 7)
+    with pytest.raises(SuspectFailedError, match="mat1"):
+        suspect.activations(x, "layer")
+    assert suspect.queries == 7
+    for answer in (lambda x: "text", lambda x: [[1.0], [2.0, 3.0]]):
+        with pytest.raises(FingerprintError):
+            Suspect(black_box(answer)).logits(x)  # type: ignore[arg-type]
+
+
+def test_our_own_errors_and_interrupts_pass(make_classifier: Make, images: np.ndarray) -> None:
+    def interrupt(x: np.ndarray) -> np.ndarray:
+        raise KeyboardInterrupt
+
+    x = torch.from_numpy(images)
+    with pytest.raises(KeyboardInterrupt):
+        Suspect(black_box(interrupt)).logits(x)
+    with pytest.raises(InvalidInputError, match="nb_classes >= 2"):
+        Suspect(wrap(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)))).logits(x)
+    with pytest.raises(LayerNotFoundError):
+        Suspect(make_classifier()).activations(x, "nowhere")
+    with pytest.raises(ZeroDivisionError):
+        Suspect(make_classifier()).activations(x, "block1", lambda z: 1 / 0)  # type: ignore[arg-type, return-value]

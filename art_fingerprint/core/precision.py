@@ -1,0 +1,50 @@
+"""A scope of full float32 arithmetic: no TF32 on CUDA devices, no bfloat16 inside float32 operations on CPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Compute in full float32, and give the caller's settings back afterwards, errors included.
+
+    TF32 keeps 10 bits of a factor's fraction, which can move the label of a probe near a decision boundary even for the
+    victim itself; cuDNN uses it for convolutions unless told otherwise.
+    """
+    # torch has two interfaces to one state: switches for all backends and, since 2.9, a setting for each backend. What
+    # was set through the second may be unreadable through the first.
+    settings = [(backend, backend.fp32_precision) for backend in _backends()]
+    try:
+        switches = (torch.get_float32_matmul_precision(), bool(torch.backends.cudnn.allow_tf32))
+    except RuntimeError:
+        switches = None
+    try:
+        if switches is None:
+            for backend, _ in settings:
+                backend.fp32_precision = "ieee"
+        else:
+            torch.set_float32_matmul_precision("highest")
+            torch.backends.cudnn.allow_tf32 = False
+        yield
+    finally:
+        if switches is not None:
+            torch.set_float32_matmul_precision(switches[0])
+            torch.backends.cudnn.allow_tf32 = switches[1]
+        for backend, precision in settings:
+            if backend.fp32_precision != precision:
+                backend.fp32_precision = precision
+
+
+def _backends() -> list[Any]:
+    roots: tuple[tuple[Any, tuple[str, ...]], ...] = (
+        (torch.backends.cuda, ("matmul",)),
+        (torch.backends.cudnn, ("conv", "rnn")),
+        (torch.backends.mkldnn, ("matmul", "conv", "rnn")),
+    )
+    found = [getattr(root, name, None) for root, names in roots for name in names]
+    return [backend for backend in found if hasattr(backend, "fp32_precision")]
