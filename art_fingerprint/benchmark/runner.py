@@ -189,12 +189,13 @@ class Bench:
             return self._unscored(suspect, name, verifier)
         started = time.perf_counter()
         try:
-            verdict = verifier.verify(model)
+            verdict = verifier.verify(model, allow_reference=suspect.role == "reference")
         except Exception as error:
             logger.exception("%s on %s seed %d failed", name, suspect.label, suspect.seed)
             return self._unscored(suspect, name, error)
         metrics = {
-            metric: {**asdict(result), "value": result.value if np.isfinite(result.value) else None}
+            metric: {name: value for name, value in asdict(result).items() if name != "reason"}
+            | {"value": result.value if np.isfinite(result.value) else None}
             for metric, result in verdict.metrics.items()
         }
         return {
@@ -205,7 +206,7 @@ class Bench:
             "derived": verdict.derived,
             "verify_seconds": time.perf_counter() - started,
             "queries": verdict.queries,
-            "status": "ok",
+            "status": "ok" if verdict.complete else "failed",
             "reason": verdict.reason,
         }
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import abc
 import logging
-import math
 import platform
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -30,6 +30,7 @@ from art_fingerprint.core.checks import (
 from art_fingerprint.core.classifier import LogitsNetwork, check_classifier, clip_bounds, guarded, network_of
 from art_fingerprint.core.digests import network_digest
 from art_fingerprint.core.parameters import as_json, changed_together
+from art_fingerprint.core.precision import full_precision
 from art_fingerprint.core.queries import Suspect
 from art_fingerprint.exceptions import (
     CalibrationError,
@@ -37,11 +38,15 @@ from art_fingerprint.exceptions import (
     FingerprintFileError,
     IncompatibleSuspectError,
     InvalidInputError,
+    NonFiniteOutputError,
     NotExtractedError,
+    QueryBudgetError,
+    SuspectFailedError,
 )
-from art_fingerprint.verifiers.calibration import Calibration, Direction, Rule, empirical_p_value, is_derived, threshold
+from art_fingerprint.verifiers.calibration import Direction, Rule, check_rule
 from art_fingerprint.verifiers.fingerprint import Fingerprint
-from art_fingerprint.verifiers.verdict import MetricResult, Verdict, Vote, combine
+from art_fingerprint.verifiers.references import Measurement, calibration_of, is_reference, reference_digests
+from art_fingerprint.verifiers.verdict import VOTES, Verdict, Vote, combine, false_positive_rate, judge, why_undecided
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +126,9 @@ class Verifier(abc.ABC):
     def _score(self, suspect: Suspect, fingerprint: Fingerprint) -> dict[str, float]:
         """Return the metrics asked for (see :meth:`wants`), and any others that come for free.
 
-        A metric that this suspect cannot have is reported by :meth:`_skip`.
+        A metric that this suspect cannot have is reported by :meth:`_skip`; whether logits or probabilities were
+        compared, if either is possible, by :meth:`_compared`. Metrics that are complete before more queries are sent
+        can be handed over by :meth:`_keep`, lest they are lost if the suspect fails or the query budget ends.
         """
 
     def _needs_gradients(self) -> bool:
@@ -133,6 +140,7 @@ class Verifier(abc.ABC):
         """Extract the victim's fingerprint, keep it as :attr:`fingerprint` and return it.
 
         The victim is given back bit-identical. The result depends on the victim, the data, the parameters and the seed.
+        Like scoring, it runs in full float32, without TF32.
 
         :param x: Owner's data, ``(n, *input_shape)`` float32 in ``clip_values``.
         :param y: Labels, indices or one-hot; ``None`` uses the victim's predictions where labels are needed.
@@ -157,7 +165,7 @@ class Verifier(abc.ABC):
                 "The victim's preprocessing defences have no torch gradient, which this verifier's extraction needs: "
                 "use their PyTorch versions, or move them into the model."
             )
-        with guarded(victim):
+        with guarded(victim), full_precision():
             view.network.eval().requires_grad_(False)
             arrays, facts = self._extract(view, torch.from_numpy(images), labels)
         low, high = clip_bounds(victim)
@@ -187,8 +195,14 @@ class Verifier(abc.ABC):
         """Return the metrics between the victim and ``suspect``, unrounded. The suspect is only read.
 
         The class's :attr:`extras` are returned with them, as far as they come with the metrics that were asked for.
+
+        :raises SuspectFailedError: the suspect raised an error of its own.
+        :raises NonFiniteOutputError: it answered NaN or infinity.
         """
-        return self._measure(suspect)[0]
+        found = self._measure(suspect)
+        if found.failure is not None:
+            raise found.failure
+        return found.scores
 
     def calibrate(
         self: Self,
@@ -196,70 +210,89 @@ class Verifier(abc.ABC):
         rule: Rule = "extreme",
         alpha: float = 1.0,
         confidence: float = 0.99,
+        false_positive_rate: float = 0.05,
     ) -> Self:
         """Set thresholds from independently trained reference models; they are kept in the fingerprint.
 
         :param references: ART classifiers that were *not* derived from the victim, five or more.
-        :param rule: ``"extreme"`` (RemovalNet 4.1.4), ``"t-mean"`` (DeepJudge), ``"t-pred"``, ``"scaled-mean"``.
+        :param rule: ``"extreme"`` (RemovalNet 4.1.4), ``"fpr"`` (ours), ``"t-mean"`` (DeepJudge), ``"t-pred"``,
+            ``"scaled-mean"``; see :func:`~art_fingerprint.verifiers.calibration.threshold`.
         :param alpha: Relaxation factor of the last three.
         :param confidence: One-sided confidence of the t rules.
-        :raises CalibrationError: no references, or one of them is the victim itself.
+        :param false_positive_rate: Share of the references that ``"fpr"`` may flag, for each metric; it needs
+            ``1 / false_positive_rate`` references or more.
+        :raises CalibrationError: no references or too few, one of them is the victim itself or comes twice, fails, or
+            answers probabilities where others answer logits.
         """
         fingerprint = self._require_fingerprint()
         check_number("alpha", alpha, 0, 1, open_low=True)
         check_number("confidence", confidence, 0.5, 1, open_high=True)
-        models = list(references)
+        models = check_sequence("references", references)
         if not models:
             raise CalibrationError("`references` is empty; five or more independently trained models are advised.")
-        for model in models:
-            if (
-                isinstance(model, PyTorchClassifier)
-                and network_digest(network_of(model)) == fingerprint.facts["victim"]
-            ):
-                raise CalibrationError(
-                    "A reference model is the victim itself; references must be trained independently."
-                )
-        scores = [self.score(model) for model in models]
-        names = [m.name for m in self.metrics if self.wants(m.name) and all(m.name in s for s in scores)]
-        if not names:
-            raise CalibrationError("The reference models share no metric with this verifier.")
-        columns = {name: tuple(float(s[name]) for s in scores) for name in names}
-        directions = {m.name: m.direction for m in self.metrics}
-        fingerprint.calibration = Calibration(
-            references=columns,
-            thresholds={n: threshold(columns[n], directions[n], rule, alpha, confidence) for n in names},
-            rule=rule,
-            alpha=alpha,
-            confidence=confidence,
+        check_rule(rule, len(models), false_positive_rate)
+        digests = reference_digests(models, fingerprint.facts["victim"])
+        found = [self._measure(model) for model in models]
+        directions = {m.name: m.direction for m in self.metrics if self.wants(m.name)}
+        fingerprint.calibration = calibration_of(
+            found, directions, rule, alpha, confidence, false_positive_rate, digests
         )
+        if len(models) == 1:
+            warnings.warn("A single reference model says little about others; five or more are advised.", stacklevel=2)
         return self
 
-    def verify(self, suspect: Any, vote: Vote = "majority") -> Verdict:
+    def verify(
+        self,
+        suspect: Any,
+        vote: Vote = "majority",
+        budget: int | None = None,
+        allow_reference: bool = False,
+    ) -> Verdict:
         """Score a suspect and decide. Uncalibrated verifiers give values and ``derived=None``, never a guess.
+
+        A suspect that raises an error, answers NaN, or costs more than the budget gives an undecided verdict with the
+        reason, the queries that were sent, and the metrics that were complete by then.
 
         :param suspect: Any ART classifier that gives the access the metrics need.
         :param vote: How metrics combine: ``"majority"`` (more than half), ``"any"``, ``"all"``.
+        :param budget: Most samples that may be sent to the suspect; ``None`` for no limit.
+        :param allow_reference: Judge a suspect although it is one of the reference models, whose p-value then counts
+            the model itself.
+        :raises CalibrationError: the suspect is one of the reference models that set the thresholds.
+        :raises IncompatibleSuspectError: its inputs have another shape, or it gives the access for none of the metrics.
         """
         fingerprint = self._require_fingerprint()
-        scores, skipped, queries = self._measure(suspect)
+        check_choice("vote", vote, VOTES)
+        check_flag("allow_reference", allow_reference)
+        if budget is not None:
+            check_number("budget", budget, 1, integer=True)
         calibration = fingerprint.calibration
-        results = {m.name: self._judge(m, scores[m.name], calibration) for m in self.metrics if m.name in scores}
-        derived = combine((result.derived for result in results.values()), vote)
-        reason = ""
-        if derived is None:
-            undefined = [name for name, result in results.items() if not math.isfinite(result.value)]
-            reason = f"{', '.join(undefined)} undefined on this suspect" if undefined else "not calibrated"
+        if calibration is not None and not allow_reference and is_reference(suspect, calibration):
+            raise CalibrationError(
+                "The suspect is one of the reference models that set the thresholds: leave it out of the references, "
+                "or pass allow_reference=True."
+            )
+        found = self._measure(suspect, budget)
+        results = {
+            m.name: judge(found.scores[m.name], m.direction, m.name, calibration, found.spaces.get(m.name, ""))
+            for m in self.metrics
+            if m.name in found.scores
+        }
+        derived = None if found.failure else combine((result.derived for result in results.values()), vote)
         return Verdict(
             verifier=type(self).__name__,
             metrics=results,
             derived=derived,
             vote=vote,
-            queries=queries,
+            queries=found.queries,
             nb_references=0 if calibration is None else calibration.nb_references,
             seed=int(fingerprint.params["seed"]),
             fingerprint_digest=fingerprint.digest,
-            skipped=skipped,
-            reason=reason,
+            skipped=found.skipped,
+            reason=str(found.failure or (why_undecided(results) if derived is None else "")),
+            complete=found.failure is None,
+            references={} if calibration is None else {n: calibration.references.get(n, ()) for n in results},
+            false_positive_rate=false_positive_rate(calibration),
         )
 
     @classmethod
@@ -334,36 +367,35 @@ class Verifier(abc.ABC):
     def _skip(self, name: str, why: str) -> None:
         self._skipped[name] = why
 
-    def _measure(self, classifier: Any) -> tuple[dict[str, float], dict[str, str], int]:
+    def _keep(self, scores: Mapping[str, float]) -> None:
+        self._kept.update(scores)
+
+    def _compared(self, space: str, *names: str) -> None:
+        self._spaces.update(dict.fromkeys(names, space))
+
+    def _measure(self, classifier: Any, budget: int | None = None) -> Measurement:
         fingerprint = self._require_fingerprint()
         if not is_classifier(classifier):
             raise EstimatorError(type(self), self._estimator_requirements, classifier)
-        suspect = Suspect(classifier, self.batch_size)
+        suspect = Suspect(classifier, self.batch_size, budget=budget)
         suspect.check_shape(tuple(fingerprint.facts["input_shape"]))
+        self._kept: dict[str, float] = {}
         self._skipped: dict[str, str] = {}
-        with guarded(classifier, weights=False), torch.no_grad():
-            scores = self._score(suspect, fingerprint)
-        wanted = {m.name: float(scores[m.name]) for m in self.metrics if self.wants(m.name) and m.name in scores}
-        skipped = {name: why for name, why in self._skipped.items() if self.wants(name)}
-        if not wanted:
+        self._spaces: dict[str, str] = {}
+        failure: FingerprintError | None = None
+        with guarded(classifier, weights=False), full_precision(), torch.no_grad():
+            try:
+                self._keep(self._score(suspect, fingerprint))
+            except (QueryBudgetError, NonFiniteOutputError, SuspectFailedError) as error:
+                failure = error
+        names = [m.name for m in self.metrics if self.wants(m.name)]
+        skipped = {name: why for name, why in self._skipped.items() if name in names}
+        if failure is not None:
+            skipped |= {n: "scoring ended before it" for n in names if n not in self._kept and n not in skipped}
+        elif not any(name in self._kept for name in names):
             raise IncompatibleSuspectError(
                 f"No metric of {type(self).__name__} can be computed on this suspect: "
                 + "; ".join(f"{name}: {why}" for name, why in skipped.items())
             )
-        beside = {name: float(scores[name]) for name in self.extras if name in scores}
-        return {**wanted, **beside}, skipped, suspect.queries
-
-    @staticmethod
-    def _judge(metric: Metric, value: float, calibration: Calibration | None) -> MetricResult:
-        if calibration is None or metric.name not in calibration.thresholds:
-            return MetricResult(value, metric.direction)
-        tau = calibration.thresholds[metric.name]
-        if not math.isfinite(value):
-            return MetricResult(value, metric.direction, tau)
-        return MetricResult(
-            value,
-            metric.direction,
-            tau,
-            is_derived(value, tau, metric.direction, calibration.rule),
-            empirical_p_value(value, calibration.references[metric.name], metric.direction),
-        )
+        scores = {name: float(self._kept[name]) for name in (*names, *self.extras) if name in self._kept}
+        return Measurement(scores, skipped, self._spaces, suspect.queries, failure)

@@ -2,24 +2,54 @@
 
 Every rule is written for distances and mirrored for similarities. Source: RemovalNet section 4.1.4 (``extreme``),
 DeepJudge (``t-mean``), ``scaled-mean`` describes the thresholds that RemovalNet printed, ``t-pred`` is the prediction
-bound for one more independent model.
+bound for one more independent model, ``fpr`` (ours) is a quantile of the references.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
 
+from art_fingerprint.core.checks import check_number
 from art_fingerprint.exceptions import CalibrationError
 
 Direction = Literal["distance", "similarity"]
-Rule = Literal["extreme", "t-mean", "t-pred", "scaled-mean"]
-RULES: tuple[Rule, ...] = ("extreme", "t-mean", "t-pred", "scaled-mean")
+Rule = Literal["extreme", "fpr", "t-mean", "t-pred", "scaled-mean"]
+RULES: tuple[Rule, ...] = ("extreme", "fpr", "t-mean", "t-pred", "scaled-mean")
+# Their threshold is the score of a reference, which would flag itself if the bound were included.
+STRICT_RULES: tuple[Rule, ...] = ("extreme", "fpr")
+
+
+def allowed_positives(nb_references: int, false_positive_rate: float) -> int:
+    """Return how many of R references may be flagged at a rate q: ``floor(q R)``."""
+    return math.floor(false_positive_rate * nb_references + 1e-9)  # 0.29 * 100 is 28.999999999999996
+
+
+def check_rule(rule: Rule, nb_references: int, false_positive_rate: float = 0.05) -> None:
+    """Raise unless so many references are enough for a threshold rule.
+
+    :raises CalibrationError: unknown rule or too few references. The message says how many are needed.
+    :raises InvalidInputError: a false-positive rate outside [0, 1).
+    """
+    if rule not in RULES:
+        raise CalibrationError(f"Unknown threshold rule {rule!r}; known are {', '.join(RULES)}.")
+    if nb_references == 0:
+        raise CalibrationError("Calibration needs at least one reference model; five or more are advised.")
+    if rule in ("t-mean", "t-pred") and nb_references < 2:
+        raise CalibrationError(f"The rule {rule!r} needs at least two reference models, got {nb_references}.")
+    if rule == "fpr":
+        check_number("false_positive_rate", false_positive_rate, 0, 1, open_high=True)
+        if false_positive_rate > 0 and allowed_positives(nb_references, false_positive_rate) == 0:
+            raise CalibrationError(
+                f"A false-positive rate of {false_positive_rate:g} needs at least "
+                f"{math.ceil(1 / false_positive_rate - 1e-9)} reference models, got {nb_references}. Add models, raise "
+                "the rate, or use rule='extreme', which flags none of the references."
+            )
 
 
 def threshold(
@@ -28,43 +58,43 @@ def threshold(
     rule: Rule = "extreme",
     alpha: float = 1.0,
     confidence: float = 0.99,
+    false_positive_rate: float = 0.05,
 ) -> float:
     """Return the decision threshold for one metric.
 
     With mean ``m``, standard deviation ``s`` (n-1) and Student quantile ``t`` over ``R`` references, for distances:
     ``extreme`` = min r; ``t-mean`` = alpha (m - t s / sqrt(R)); ``t-pred`` = alpha (m - t s sqrt(1 + 1/R));
-    ``scaled-mean`` = alpha m. For similarities ``extreme`` = max r, and the others are relaxed towards 1:
-    1 - alpha (1 - bound).
+    ``scaled-mean`` = alpha m; ``fpr`` = the (floor(q R) + 1)-th smallest r, so that at most the share q of the
+    references lies strictly below it. For similarities ``extreme`` = max r, ``fpr`` counts from the largest, and the
+    others are relaxed towards 1: 1 - alpha (1 - bound).
 
     :param references: Metric values between the victim and independently trained models.
     :param direction: ``"distance"`` (low means derived) or ``"similarity"`` (high means derived).
     :param rule: One of :data:`RULES`.
     :param alpha: Relaxation factor in (0, 1].
     :param confidence: One-sided confidence of the t rules.
-    :raises CalibrationError: no reference; fewer than two for the t rules; a value that is not finite.
+    :param false_positive_rate: Target rate q of ``fpr`` in [0, 1); 0 is ``extreme``.
+    :raises CalibrationError: no reference; too few for the rule; a value that is not finite.
     """
     values = np.asarray(references, dtype=np.float64)
-    if values.size == 0:
-        raise CalibrationError("Calibration needs at least one reference model; five or more are advised.")
+    check_rule(rule, values.size, false_positive_rate)
     if not np.isfinite(values).all():
         raise CalibrationError(f"Reference scores must be finite, got {values.tolist()}.")
-    if rule == "extreme":
-        return float(values.min() if direction == "distance" else values.max())
+    if rule in STRICT_RULES:
+        rank = 0 if rule == "extreme" else allowed_positives(values.size, false_positive_rate)
+        return float(np.sort(values)[rank if direction == "distance" else -1 - rank])
     bound = float(values.mean())
     if rule in ("t-mean", "t-pred"):
-        if values.size < 2:
-            raise CalibrationError(f"The rule {rule!r} needs at least two reference models, got {values.size}.")
         width = math.sqrt(1 / values.size + (1 if rule == "t-pred" else 0))
         margin = float(stats.t.ppf(confidence, values.size - 1) * values.std(ddof=1) * width)
         bound += -margin if direction == "distance" else margin
-    elif rule != "scaled-mean":
-        raise CalibrationError(f"Unknown threshold rule {rule!r}; known are {', '.join(RULES)}.")
     return alpha * bound if direction == "distance" else 1 - alpha * (1 - bound)
 
 
 def is_derived(value: float, tau: float, direction: Direction, rule: Rule = "extreme") -> bool:
-    """Decide one metric: strictly for ``extreme`` (the reference that sets tau is not flagged), else inclusively."""
-    if rule == "extreme":
+    """Decide one metric: strictly for :data:`STRICT_RULES` (the reference that sets tau is not flagged), else
+    inclusively."""
+    if rule in STRICT_RULES:
         return value < tau if direction == "distance" else value > tau
     return value <= tau if direction == "distance" else value >= tau
 
@@ -88,6 +118,10 @@ class Calibration:
     :ivar rule: Threshold rule.
     :ivar alpha: Relaxation factor of the rule.
     :ivar confidence: Confidence of the t rules.
+    :ivar target_false_positive_rate: Target rate of ``fpr``.
+    :ivar spaces: Metric name to what was compared, ``"logits"`` or ``"probabilities"``, where that can differ from one
+        suspect to the next. Thresholds of one space say nothing about scores of the other.
+    :ivar digests: Full to short digest of the references' networks, as far as they show one.
     """
 
     references: dict[str, tuple[float, ...]]
@@ -95,6 +129,9 @@ class Calibration:
     rule: Rule = "extreme"
     alpha: float = 1.0
     confidence: float = 0.99
+    target_false_positive_rate: float = 0.05
+    spaces: dict[str, str] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
 
     @property
     def nb_references(self) -> int:
@@ -103,8 +140,13 @@ class Calibration:
 
     @property
     def false_positive_rate(self) -> float:
-        """Upper estimate of the rate at which one more independent model would beat ``extreme``: 1 / (R + 1)."""
-        return 1 / (self.nb_references + 1)
+        """Upper estimate of the rate at which one more independent model would beat a strict rule, for each metric.
+
+        ``extreme``: 1 / (R + 1); ``fpr``: (floor(q R) + 1) / (R + 1), which is above the target q because the threshold
+        itself was estimated. It holds for models drawn as the references were. Other rules: the value of ``extreme``.
+        """
+        positives = allowed_positives(self.nb_references, self.target_false_positive_rate) if self.rule == "fpr" else 0
+        return (positives + 1) / (self.nb_references + 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the calibration as JSON values."""
@@ -114,6 +156,9 @@ class Calibration:
             "rule": self.rule,
             "alpha": self.alpha,
             "confidence": self.confidence,
+            "target_false_positive_rate": self.target_false_positive_rate,
+            "spaces": dict(self.spaces),
+            "digests": dict(self.digests),
         }
 
     @classmethod
@@ -127,4 +172,8 @@ class Calibration:
             rule=data["rule"],
             alpha=float(data["alpha"]),
             confidence=float(data["confidence"]),
+            # files of the first versions lack these
+            target_false_positive_rate=float(data.get("target_false_positive_rate", 0.05)),
+            spaces={str(k): str(v) for k, v in data.get("spaces", {}).items()},
+            digests={str(k): str(v) for k, v in data.get("digests", {}).items()},
         )

@@ -290,6 +290,7 @@ class DeepJudgeVerifier(Verifier):
             if array in fingerprint.arrays:
                 found, skipped = measure(self, suspect, fingerprint)
                 scores.update(found)
+                self._keep(found)
             else:
                 why = "the fingerprint was extracted without it: extract again with these metric_names"
                 skipped = dict.fromkeys(names, why)

@@ -258,6 +258,7 @@ class ModelDiffVerifier(Verifier):
         space: OutputKind = fingerprint.facts["outputs"]
         if self.space == "probabilities" or not same_space(space, suspect.kind):
             space = "probabilities"
+        self._compared(space, "DDV")
         f, g = _in_space(outputs_f, space), _in_space(outputs_g, space)
         n = len(probes) // 2
         similarity = ddv_similarity(decision_distances(f[:n], f[n:]), decision_distances(g[:n], g[n:]))

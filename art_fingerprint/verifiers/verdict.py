@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from art_fingerprint.exceptions import InvalidInputError
-from art_fingerprint.verifiers.calibration import Direction
+from art_fingerprint.verifiers.calibration import (
+    STRICT_RULES,
+    Calibration,
+    Direction,
+    empirical_p_value,
+    is_derived,
+)
 
 Vote = Literal["majority", "any", "all"]
 VOTES: tuple[Vote, ...] = ("majority", "any", "all")
@@ -20,8 +27,9 @@ class MetricResult:
     :ivar value: The score, unrounded.
     :ivar direction: ``"distance"``: low means derived; ``"similarity"``: high means derived.
     :ivar threshold: Decision threshold; ``None`` if the verifier is not calibrated.
-    :ivar derived: This metric's decision; ``None`` if not calibrated or the value is undefined.
-    :ivar p_value: Chance of so extreme a value from an independent model; ``None`` if not calibrated.
+    :ivar derived: This metric's decision; ``None`` if undecided, see :attr:`reason`.
+    :ivar p_value: Chance of so extreme a value from an independent model; ``None`` if undecided.
+    :ivar reason: Why this metric is undecided, else empty.
     """
 
     value: float
@@ -29,6 +37,7 @@ class MetricResult:
     threshold: float | None = None
     derived: bool | None = None
     p_value: float | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,11 @@ class Verdict:
     :ivar fingerprint_digest: Digest of the fingerprint.
     :ivar skipped: Metric name to the reason why it could not be computed.
     :ivar reason: Why the verdict is undecided, else empty.
+    :ivar complete: ``False`` if scoring ended early, because the query budget was spent or the suspect failed. The
+        verdict is then undecided; metrics that were complete by then are there.
+    :ivar references: Metric name to the scores of the reference models.
+    :ivar false_positive_rate: Upper estimate of the rate at which one metric flags an independent model; ``None`` if
+        uncalibrated or the threshold rule gives none.
     """
 
     verifier: str
@@ -57,6 +71,9 @@ class Verdict:
     fingerprint_digest: str
     skipped: Mapping[str, str]
     reason: str = ""
+    complete: bool = True
+    references: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    false_positive_rate: float | None = None
 
     def __getitem__(self, name: str) -> MetricResult:
         if name not in self.metrics:
@@ -73,15 +90,19 @@ class Verdict:
             },
             "fingerprint_digest": self.fingerprint_digest,
             "reason": self.reason,
+            "complete": self.complete,
+            "false_positive_rate": self.false_positive_rate,
             "skipped": dict(self.skipped),
+            "references": {name: list(scores) for name, scores in self.references.items()},
             "metrics": {name: asdict(result) for name, result in self.metrics.items()},
         }
 
     def __repr__(self) -> str:
         words = {True: "DERIVED from the victim", False: "not derived", None: f"undecided: {self.reason}"}
+        rate = "" if self.false_positive_rate is None else f", false positives <= {self.false_positive_rate:.1%} each"
         lines = [
             f"{self.verifier}: {words[self.derived]} ({self.vote} of {len(self.metrics)} metrics, {self.queries} "
-            f"queries, {self.nb_references} reference models)"
+            f"queries, {self.nb_references} reference models{rate})"
         ]
         for name, result in self.metrics.items():
             sign = "<" if result.direction == "distance" else ">"
@@ -91,6 +112,47 @@ class Verdict:
             lines.append(f"  {name:<12} {result.value:>10.4g}   {flag:<8} ({limit}{p_value})")
         lines += [f"  {name:<12} {'skipped':>10}   {why}" for name, why in self.skipped.items()]
         return "\n".join(lines)
+
+
+def judge(value: float, direction: Direction, name: str, calibration: Calibration | None, space: str) -> MetricResult:
+    """Decide one metric of one suspect.
+
+    :param value: Its score.
+    :param direction: Its direction.
+    :param name: The metric.
+    :param calibration: Thresholds, if there are any.
+    :param space: What was compared, ``"logits"`` or ``"probabilities"``; empty if that is always the same.
+    """
+    tau = None if calibration is None else calibration.thresholds.get(name)
+    if not math.isfinite(value):
+        return MetricResult(value, direction, tau, reason="undefined on this suspect")
+    if calibration is None or tau is None:
+        return MetricResult(value, direction, reason="not calibrated")
+    known = calibration.spaces.get(name, space)
+    if space != known:
+        return MetricResult(
+            value,
+            direction,
+            reason=f"compares {space}, but the thresholds come from {known}: calibrate with models that answer as this "
+            "suspect does, or set space='probabilities'",
+        )
+    derived = is_derived(value, tau, direction, calibration.rule)
+    return MetricResult(
+        value, direction, tau, derived, empirical_p_value(value, calibration.references[name], direction)
+    )
+
+
+def why_undecided(results: Mapping[str, MetricResult]) -> str:
+    """Return one sentence from the reasons of single metrics."""
+    whys = dict.fromkeys(result.reason for result in results.values() if result.reason)
+    if list(whys) == ["not calibrated"]:
+        return "not calibrated"
+    return "; ".join(f"{', '.join(n for n, r in results.items() if r.reason == why)} {why}" for why in whys)
+
+
+def false_positive_rate(calibration: Calibration | None) -> float | None:
+    """Return the false-positive rate of a calibration whose rule gives one."""
+    return calibration.false_positive_rate if calibration and calibration.rule in STRICT_RULES else None
 
 
 def combine(flags: Iterable[bool | None], vote: Vote = "majority") -> bool | None:

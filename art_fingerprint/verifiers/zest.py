@@ -295,6 +295,7 @@ class ZestVerifier(Verifier):
         answers = plan.answers(suspect.raw, suspect.batch_size, suspect.device)
         kind = fingerprint.facts["outputs"]
         probabilities = self.space == "probabilities" or not same_space(kind, suspect.kind) or kind == "probabilities"
+        self._compared("probabilities" if probabilities else "logits", *(f"ZEST-{norm}" for norm in NORMS))
         if suspect.kind == "probabilities":
             answers = to_logits(answers)
         signature = plan.signature(answers, probabilities=probabilities)

@@ -8,18 +8,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from art.estimators.classification import PyTorchClassifier
+from art.estimators.classification import BlackBoxClassifierNeuralNetwork, PyTorchClassifier
 from art.exceptions import EstimatorError
 
 from art_fingerprint import verifiers
 from art_fingerprint.core.digests import array_digest
-from art_fingerprint.exceptions import FingerprintError, InvalidInputError, NotExtractedError
+from art_fingerprint.exceptions import (
+    CalibrationError,
+    FingerprintError,
+    InvalidInputError,
+    NonFiniteOutputError,
+    NotExtractedError,
+)
 from art_fingerprint.verifiers import (
     DeepJudgeVerifier,
     Fingerprint,
@@ -83,6 +90,7 @@ CASES = [
 every_verifier = pytest.mark.parametrize("case", CASES, ids=[case.verifier.__name__ for case in CASES])
 X = np.random.default_rng(0).random((40, 1, 8, 8), dtype=np.float32)
 Y = np.arange(40) % 4
+NONSENSE: list[Any] = [object(), {"a": 1}, -1.5, "nonsense", float("nan")]
 
 
 def victim() -> PyTorchClassifier:
@@ -171,7 +179,7 @@ def test_set_params_rolls_back(case: Case) -> None:
     verifier = make(case)
     before = verifier.params()
     for name in case.verifier.verifier_params:
-        for nonsense in (object(), {"a": 1}, -1.5, "nonsense", float("nan")):
+        for nonsense in NONSENSE:
             if name in ("layer", "suspect_layer") and nonsense == "nonsense":
                 continue  # the name of a layer, for all we know before extraction
             if name == "fill" and nonsense == -1.5:
@@ -198,7 +206,7 @@ def test_wrong_estimators(case: Case, wrong: object, folder: Path) -> None:
         with pytest.raises(EstimatorError):
             ready(case, folder).verify(other)
         with pytest.raises(EstimatorError):
-            ready(case, folder).calibrate([other])
+            ready(case, folder).calibrate([independent(11), other])
 
 
 # ---------------------------------------------------------------------- extraction
@@ -358,6 +366,103 @@ def test_queries_are_those_that_the_fingerprint_states(case: Case, batch_size: i
     assert verifier.fingerprint is not None
     assert verdict.queries == sum(sent) == case.probes(verifier.fingerprint)
     assert max(sent) <= batch_size
+
+
+# ---------------------------------------------------------------------- suspects that fail, budgets that end
+@every_verifier
+def test_budgets_keep_what_is_complete(case: Case, folder: Path) -> None:
+    verifier = ready(case, folder)
+    verifier.set_params(batch_size=7)
+    suspect = independent(1)
+    whole = verifier.verify(suspect)
+    seen: list[set[str]] = []
+    for budget in range(3, whole.queries, 9):
+        sent: list[int] = []
+        hook = suspect.model.block1.register_forward_pre_hook(lambda _, inputs, sent=sent: sent.append(len(inputs[0])))
+        verdict = verifier.verify(suspect, budget=budget)
+        hook.remove()
+        assert budget - 7 < verdict.queries == sum(sent) <= budget
+        assert (verdict.derived, verdict.complete) == (None, False)
+        assert f"budget of {budget}" in verdict.reason
+        assert verdict.metrics.items() <= whole.metrics.items()
+        assert {*verdict.metrics, *verdict.skipped} == {metric.name for metric in verifier.metrics}
+        seen.append(set(verdict.metrics))
+    assert all(before <= after for before, after in pairwise(seen))
+    assert (seen[-1] != set()) is (len(case.counts) > 1)  # families of probes come one after the other
+    assert verifier.verify(suspect, budget=whole.queries) == whole
+
+
+@every_verifier
+@pytest.mark.parametrize("after", [1, 2])
+def test_suspects_that_raise_or_answer_nan_are_undecided(case: Case, after: int, folder: Path) -> None:
+    verifier = ready(case, folder)
+    verifier.set_params(batch_size=5)
+    suspect = independent(1)
+    with failing(suspect, after):
+        raised = verifier.verify(suspect)
+    assert "RuntimeError" in raised.reason
+    assert "half-way" in raised.reason
+    calls = iter(range(99))
+
+    def answer(x: np.ndarray) -> np.ndarray:
+        return suspect.predict(x) * (np.nan if next(calls) == after - 1 else 1)
+
+    service = BlackBoxClassifierNeuralNetwork(answer, (1, 8, 8), 4)
+    for verdict in (raised, verifier.verify(service)):
+        assert (verdict.derived, verdict.complete) == (None, False)
+        assert verdict.queries == 5 * after
+        assert dict(verdict.metrics) == {}
+        assert verdict.reason in repr(verdict)
+    calls = iter(range(99))
+    with pytest.raises(NonFiniteOutputError, match="5 of 5"):
+        verifier.score(service)
+
+
+def soft_box(classifier: PyTorchClassifier) -> BlackBoxClassifierNeuralNetwork:
+    return BlackBoxClassifierNeuralNetwork(
+        lambda x: torch.softmax(torch.from_numpy(classifier.predict(x)), 1).numpy(), (1, 8, 8), 4
+    )
+
+
+@every_verifier
+@pytest.mark.filterwarnings("ignore:.*compared as probabilities")
+def test_thresholds_hold_for_answers_of_their_own_kind(case: Case, folder: Path) -> None:
+    verifier = ready(case, folder)
+    verdict, plain = verifier.verify(soft_box(independent(1))), verifier.verify(black_box(independent(1)))
+    affected = [name for name, result in verdict.metrics.items() if result.derived is None]
+    assert affected == ([m.name for m in verifier.metrics] if hasattr(verifier, "space") else [])
+    for name, result in verdict.metrics.items():
+        if name in affected:
+            assert (result.threshold, result.p_value) == (None, None)
+            assert "thresholds come from logits" in result.reason
+            assert name in verdict.reason
+            assert result.reason in repr(verdict)
+        else:
+            assert result.value == pytest.approx(plain[name].value, abs=1e-5)
+            assert result.derived == plain[name].derived
+    if affected:
+        models = [independent(11), soft_box(independent(12))]
+        with pytest.raises(CalibrationError, match="space='probabilities'"):
+            verifier.calibrate(models)
+        verifier.set_params(space="probabilities")
+        verifier.calibrate(models)
+        verdict = verifier.verify(soft_box(victim()))
+        assert verdict.derived is True
+        assert verdict.derived == verifier.verify(victim()).derived
+
+
+@every_verifier
+def test_references_are_no_suspects(case: Case, folder: Path) -> None:
+    verifier = ready(case, folder)
+    with pytest.raises(CalibrationError, match="allow_reference"):
+        verifier.verify(independent(13))
+    verdict = verifier.verify(independent(13), allow_reference=True)
+    assert verdict.derived is False
+    assert {name: scores[2] for name, scores in verdict.references.items()} == pytest.approx(
+        {name: result.value for name, result in verdict.metrics.items()}
+    )
+    with pytest.raises(CalibrationError, match="victim itself"):
+        verifier.calibrate([independent(11), victim()])
 
 
 # ---------------------------------------------------------------------- suspects that show less

@@ -12,6 +12,7 @@ from scipy import stats
 from art_fingerprint.exceptions import CalibrationError, InvalidInputError
 from art_fingerprint.verifiers.calibration import (
     RULES,
+    STRICT_RULES,
     Calibration,
     Direction,
     Rule,
@@ -51,8 +52,9 @@ def test_similarities_by_hand() -> None:
 @pytest.mark.parametrize("alpha", [1.0, 0.7])
 def test_similarity_rules_mirror_the_distance_rules(rule: Rule, alpha: float) -> None:
     distances = [1 - value for value in SIMILARITIES]
-    mirrored = 1 - threshold(distances, "distance", rule, alpha)
-    assert threshold(SIMILARITIES, "similarity", rule, alpha) == pytest.approx(mirrored, abs=1e-12)
+    mirrored = 1 - threshold(distances, "distance", rule, alpha, false_positive_rate=0.3)
+    found = threshold(SIMILARITIES, "similarity", rule, alpha, false_positive_rate=0.3)
+    assert found == pytest.approx(mirrored, abs=1e-12)
 
 
 @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.999])
@@ -64,6 +66,54 @@ def test_t_rules_against_textbook_formulas(confidence: float) -> None:
     predicted = threshold(values.tolist(), "distance", "t-pred", 1.0, confidence)
     assert mean == pytest.approx(values.mean() - t * s / math.sqrt(7))
     assert predicted == pytest.approx(values.mean() - t * s * math.sqrt(1 + 1 / 7))
+
+
+@pytest.mark.parametrize(
+    ("rate", "distance", "similarity"),
+    [(0.0, 9.0, 0.4), (0.25, 10.0, 0.3), (0.3, 10.0, 0.3), (0.5, 11.0, 0.2), (0.74, 11.0, 0.2), (0.99, 12.0, 0.1)],
+)
+def test_false_positive_rates_by_hand(rate: float, distance: float, similarity: float) -> None:
+    # floor(4 q) references may lie strictly below: of 9, 10, 11, 12 and of 0.4, 0.3, 0.2, 0.1
+    assert threshold(REFERENCES, "distance", "fpr", false_positive_rate=rate) == distance
+    assert threshold(SIMILARITIES, "similarity", "fpr", false_positive_rate=rate) == similarity
+
+
+def test_false_positive_rate_zero_is_extreme() -> None:
+    for direction in ("distance", "similarity"):
+        expected = threshold(REFERENCES, direction, "extreme")  # type: ignore[arg-type]
+        assert threshold(REFERENCES, direction, "fpr", false_positive_rate=0) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("direction", ["distance", "similarity"])
+@pytest.mark.parametrize("ties", [False, True])
+def test_false_positive_rates_over_the_references_are_kept(direction: Direction, ties: bool) -> None:
+    draws = np.random.default_rng(0)
+    for size in (1, 2, 3, 7, 10, 19, 20, 29, 100):
+        values = draws.integers(0, 4, size).astype(float) if ties else draws.normal(size=size)
+        for percent in range(100):
+            rate = percent / 100
+            allowed = percent * size // 100  # exact, unlike rate * size: 0.29 * 100 is below 29
+            if rate > 0 and allowed == 0:
+                with pytest.raises(CalibrationError, match=f"at least {-(-100 // percent)} reference models"):
+                    threshold(values.tolist(), direction, "fpr", false_positive_rate=rate)
+                continue
+            tau = threshold(values.tolist(), direction, "fpr", false_positive_rate=rate)
+            flagged = sum(is_derived(value, tau, direction, "fpr") for value in values)
+            assert flagged <= allowed
+            assert ties or flagged == allowed
+            assert tau in values
+
+
+def test_the_false_positive_rate_of_a_new_model() -> None:
+    """The stated bound holds, and is met, for one more model drawn as the references were."""
+    draws = np.random.default_rng(0).normal(size=(20_000, 21))
+    flags = []
+    for row in draws:
+        tau = threshold(row[:20].tolist(), "distance", "fpr", false_positive_rate=0.1)
+        flags.append(is_derived(row[20], tau, "distance", "fpr"))
+    calibration = Calibration({"A": tuple(draws[0][:20])}, {"A": 0.0}, "fpr", target_false_positive_rate=0.1)
+    assert calibration.false_positive_rate == pytest.approx(3 / 21)
+    assert np.mean(flags) == pytest.approx(3 / 21, abs=0.01)
 
 
 def test_identical_references() -> None:
@@ -94,8 +144,9 @@ def test_ties_at_the_threshold(direction: Direction, below: bool, above: bool) -
     for rule in RULES:
         assert is_derived(0.4, 0.5, direction, rule) is below
         assert is_derived(0.6, 0.5, direction, rule) is above
-        # the reference that sets the threshold of `extreme` is not flagged by it; the other rules include the bound
-        assert is_derived(0.5, 0.5, direction, rule) is (rule != "extreme")
+        # the reference that sets a threshold of `extreme` or `fpr` is not flagged by it; other rules include the bound
+        assert is_derived(0.5, 0.5, direction, rule) is (rule not in ("extreme", "fpr"))
+    assert STRICT_RULES == ("extreme", "fpr")
 
 
 @pytest.mark.parametrize("direction", ["distance", "similarity"])
@@ -138,7 +189,11 @@ def test_other_votes() -> None:
 
 def test_calibration_as_json() -> None:
     calibration = Calibration({"A": (1.0, 0.1), "B": (2.0, 3.0)}, {"A": 0.1, "B": 1 / 3}, "t-mean", 0.9, 0.95)
-    assert Calibration.from_dict(json.loads(json.dumps(calibration.to_dict()))) == calibration
+    whole = Calibration({"A": (1.0, 0.1)}, {"A": 0.1}, "fpr", 0.9, 0.95, 0.5, {"A": "logits"}, {"0a": "0b", "1a": "1b"})
+    for each in (calibration, whole):
+        assert Calibration.from_dict(json.loads(json.dumps(each.to_dict()))) == each
+    old = {k: v for k, v in calibration.to_dict().items() if k in ("references", "thresholds", "rule", "alpha")}
+    assert Calibration.from_dict({**old, "confidence": 0.95}) == calibration  # as the first version wrote it
     assert calibration.nb_references == 2
     assert calibration.false_positive_rate == pytest.approx(1 / 3)
     with pytest.raises(ValueError, match="median"):

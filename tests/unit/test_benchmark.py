@@ -25,7 +25,7 @@ from art_fingerprint.benchmark import runner
 from art_fingerprint.benchmark.runner import Bench, substitute_data
 from art_fingerprint.benchmark.store import KEYS, Store, cell_key, read_rows
 from art_fingerprint.evaluation.fidelity import accuracy, accuracy_drop, agreement
-from art_fingerprint.exceptions import CalibrationError, InvalidInputError, TrainingDivergedError
+from art_fingerprint.exceptions import CalibrationError, InvalidInputError, SuspectFailedError, TrainingDivergedError
 from art_fingerprint.verifiers import IPGuardVerifier, ZestVerifier
 from art_fingerprint.verifiers.base import Verifier
 from art_fingerprint.zoo.datasets import load_digits
@@ -187,6 +187,16 @@ def test_undefined_metric_gives_null(folder: Path, monkeypatch: pytest.MonkeyPat
     assert row["metrics"]["MR"]["derived"] is row["derived"] is None
     assert row["status"] == "ok"
     assert row["reason"] == "MR undefined on this suspect"
+
+
+def test_a_suspect_that_fails_under_a_verifier_is_a_failed_cell(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: Any) -> dict[str, float]:
+        raise SuspectFailedError("by hand")
+
+    rewrite(folder, [row for row in read_rows(folder) if (row["suspect"], row["seed"]) != ("Negative", 0)])
+    monkeypatch.setattr(IPGuardVerifier, "_score", fail)
+    (row,) = [r for r in bench(folder)[-2:] if r["verifier"] == "IPGuardVerifier"]
+    assert (row["status"], row["derived"], row["reason"]) == ("failed", None, "by hand")
 
 
 # ---------------------------------------------------------------------- resumption

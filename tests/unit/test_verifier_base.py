@@ -26,7 +26,9 @@ from art_fingerprint.exceptions import (
     FingerprintFileError,
     IncompatibleSuspectError,
     InvalidInputError,
+    NonFiniteOutputError,
     NotExtractedError,
+    SuspectFailedError,
 )
 from art_fingerprint.verifiers.base import Access, Metric, Verifier
 from art_fingerprint.verifiers.fingerprint import Fingerprint
@@ -262,7 +264,7 @@ def test_calibrated_verdicts(verifier: GapVerifier, make_classifier: Make, refer
     assert copy["GAP"].p_value == pytest.approx(1 / 4)
     assert copy.nb_references == 3
     for model in references:
-        assert verifier.verify(model).derived is False
+        assert verifier.verify(model, allow_reference=True).derived is False
     assert verifier.verify(black_box(make_classifier())).derived is True
 
 
@@ -328,11 +330,169 @@ def test_verdicts_are_immutable_readable_and_json(
     assert "DERIVED" in text
     assert "20 queries" in text
     assert "skipped" in text
-    assert "not derived" in repr(verifier.verify(references[0]))
+    assert "false positives <= 25.0% each" in text
+    assert "not derived" in repr(verifier.verify(references[0], allow_reference=True))
     data = json.loads(json.dumps(verdict.to_dict()))
     assert data["metrics"]["GAP"]["value"] == 0.0
     assert data["skipped"] == {"PEAK": "no peak here"}
     assert data["derived"] is True
+    assert data["complete"] is True
+    assert data["false_positive_rate"] == 0.25
+    assert data["references"]["GAP"] == [verifier.score(model)["GAP"] for model in references]
+
+
+def test_verdicts_carry_the_references(
+    verifier: GapVerifier, make_classifier: Make, references: list[PyTorchClassifier]
+) -> None:
+    verdict = verifier.verify(make_classifier(1))
+    assert verdict.references == {}
+    assert verdict.false_positive_rate is None
+    verifier.calibrate(references)
+    verdict = verifier.verify(make_classifier(1))
+    assert list(verdict.references) == ["AGREE", "GAP", "PEAK"]
+    assert verdict.references["PEAK"] == tuple(verifier.score(model)["PEAK"] for model in references)
+    assert verdict.false_positive_rate == 1 / 4
+    verifier.calibrate(references, rule="scaled-mean")
+    assert verifier.verify(make_classifier(1)).false_positive_rate is None
+
+
+# ---------------------------------------------------------------------- suspects that fail, budgets that end
+class Failing(nn.Module):
+    """Answers some batches, then raises an error, or NaN."""
+
+    def __init__(self, network: nn.Module, batches: int, error: BaseException | None) -> None:
+        super().__init__()
+        self.network = network
+        self.batches = batches
+        self.error = error
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.batches -= 1
+        if self.batches >= 0:
+            return self.network(x)
+        if self.error is not None:
+            raise self.error
+        return torch.full((len(x), 4), torch.nan)
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (ValueError("no such service"), SuspectFailedError, "ValueError while it answered probes: no such service"),
+        (RuntimeError(), SuspectFailedError, "RuntimeError"),
+        (None, NonFiniteOutputError, "6 of 6 probes with NaN"),
+    ],
+)
+def test_failing_suspects_are_undecided(
+    verifier: GapVerifier,
+    make_classifier: Make,
+    references: list[PyTorchClassifier],
+    calibrated: bool,
+    error: Exception | None,
+    kind: type[Exception],
+    message: str,
+) -> None:
+    if calibrated:
+        verifier.calibrate(references)
+    verifier.set_params(batch_size=6)
+    network = make_classifier().model
+    for make in (wrap, lambda model: black_box(wrap(model))):
+        verdict = verifier.verify(make(Failing(network, 2, error)))
+        assert verdict.derived is None
+        assert not verdict.complete
+        assert message in verdict.reason
+        assert f"undecided: {verdict.reason}" in repr(verdict)
+        assert verdict.queries == 18
+        assert dict(verdict.metrics) == {}
+        assert set(verdict.skipped) == {"AGREE", "GAP", "PEAK"}
+        with pytest.raises(kind, match=message) as raised:
+            verifier.score(make(Failing(network, 2, error)))
+        if error is not None:
+            assert raised.value.__cause__ is error
+        json.dumps(verdict.to_dict(), allow_nan=False)
+
+
+def test_interrupts_and_our_own_errors_are_not_the_suspects_failure(
+    verifier: GapVerifier, make_classifier: Make
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        verifier.verify(wrap(Failing(make_classifier().model, 0, KeyboardInterrupt())))
+    verifier.fail = ZeroDivisionError("a defect of the verifier")
+    with pytest.raises(ZeroDivisionError):
+        verifier.verify(make_classifier())
+
+
+@pytest.mark.parametrize(("budget", "queries"), [(1, 0), (5, 0), (6, 6), (17, 12), (19, 18), (20, 20), (99, 20)])
+def test_budgets(verifier: GapVerifier, make_classifier: Make, budget: int, queries: int) -> None:
+    verifier.set_params(batch_size=6)
+    for suspect in (make_classifier(1), black_box(make_classifier(1))):
+        verdict = verifier.verify(suspect, budget=budget)
+        assert verdict.queries == queries
+        assert verdict.complete is (queries == 20)
+        if verdict.complete:
+            assert verdict == verifier.verify(suspect)
+        else:
+            assert verdict.derived is None
+            assert f"budget of {budget}" in verdict.reason
+            assert dict(verdict.metrics) == {}
+
+
+def test_metrics_that_were_complete_are_kept(
+    verifier: GapVerifier,
+    make_classifier: Make,
+    references: list[PyTorchClassifier],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    verifier.calibrate(references)
+    original = verifier._score
+
+    def in_two_parts(suspect: Suspect, fingerprint: Fingerprint) -> dict[str, float]:
+        scores = original(suspect, fingerprint)
+        verifier._keep({"GAP": scores.pop("GAP")})
+        suspect.logits(torch.from_numpy(fingerprint.arrays["probes"]))
+        return scores
+
+    monkeypatch.setattr(verifier, "_score", in_two_parts)
+    whole = verifier.verify(make_classifier())
+    assert whole.derived is True
+    verdict = verifier.verify(make_classifier(), budget=30)
+    assert dict(verdict.metrics) == {"GAP": whole["GAP"]}
+    assert verdict["GAP"].derived is True
+    assert verdict.derived is None
+    assert (verdict.queries, set(verdict.skipped)) == (20, {"AGREE", "PEAK"})
+    with pytest.raises(KeyError, match="scoring ended before it"):
+        verdict["PEAK"]
+
+
+def test_bad_options_of_verify(verifier: GapVerifier, make_classifier: Make) -> None:
+    for options in ({"budget": 0}, {"budget": 2.5}, {"budget": True}, {"allow_reference": 1}):
+        with pytest.raises(InvalidInputError, match=next(iter(options))):
+            verifier.verify(make_classifier(), **options)  # type: ignore[arg-type]
+
+
+def test_scoring_and_extraction_run_in_full_precision(
+    verifier: GapVerifier, make_classifier: Make, images: np.ndarray
+) -> None:
+    class Watched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = make_classifier(1).model
+            self.seen: set[bool] = set()
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen.add(torch.backends.cudnn.allow_tf32)
+            return self.network(x)
+
+    assert torch.backends.cudnn.allow_tf32
+    network = Watched()
+    verifier.verify(wrap(network))
+    verifier.verify(black_box(wrap(network)))
+    assert network.seen == {False}
+    network.seen.clear()
+    GapVerifier(wrap(network)).extract(images)
+    assert False in network.seen
+    assert torch.backends.cudnn.allow_tf32
 
 
 # ---------------------------------------------------------------------- calibration
@@ -351,6 +511,65 @@ def test_references_that_cannot_calibrate(verifier: GapVerifier, make_classifier
             verifier.calibrate([make_classifier(1)], **options)  # type: ignore[arg-type]
     assert verifier.fingerprint is not None
     assert verifier.fingerprint.calibration is None
+
+
+def test_references_that_are_the_suspect_are_refused(
+    verifier: GapVerifier, make_classifier: Make, references: list[PyTorchClassifier], tmp_path: Path
+) -> None:
+    verifier.calibrate(references)
+    assert verifier.fingerprint is not None
+    loaded = GapVerifier.from_fingerprint(Fingerprint.load(verifier.fingerprint.save(tmp_path / "a")))
+    for judge in (verifier, loaded):
+        for suspect in (references[1], clone_classifier(references[2])):
+            with pytest.raises(CalibrationError, match="allow_reference"):
+                judge.verify(suspect)
+            assert judge.verify(suspect, allow_reference=True).derived is False
+            judge.score(suspect)
+        near = clone_classifier(references[0])
+        with torch.no_grad():
+            near.model.head.weight[-1, -1] += 1
+        assert judge.verify(near).derived is False  # same short digest, other weights
+        assert judge.verify(black_box(references[0])).derived is False  # shows no weights
+
+
+def test_references_that_fail_or_come_twice(verifier: GapVerifier, make_classifier: Make) -> None:
+    good, network = make_classifier(2), make_classifier(1).model
+    for error, message in ((ValueError("gone"), "model 1 cannot be scored.*gone"), (None, "model 1 .*NaN")):
+        with pytest.raises(CalibrationError, match=message):
+            verifier.calibrate([good, wrap(Failing(network, 0, error))])
+    with pytest.raises(CalibrationError, match="model 2 has the weights"):
+        verifier.calibrate([good, make_classifier(3), clone_classifier(good)])
+    with pytest.raises(InvalidInputError, match="references"):
+        verifier.calibrate(good)  # type: ignore[arg-type]
+    assert verifier.fingerprint is not None
+    assert verifier.fingerprint.calibration is None
+
+
+def test_one_reference_gives_a_warning(verifier: GapVerifier, make_classifier: Make) -> None:
+    with pytest.warns(UserWarning, match="single reference"):
+        verifier.calibrate([make_classifier(2)])
+    assert verifier.verify(make_classifier()).derived is True
+
+
+def test_false_positive_rates_reach_the_verdict(verifier: GapVerifier, make_classifier: Make) -> None:
+    models = [make_classifier(seed) for seed in range(2, 7)]
+    sent: list[int] = []
+    for model in models:
+        model.model.block1.register_forward_pre_hook(lambda _, inputs: sent.append(len(inputs[0])))
+    with pytest.raises(CalibrationError, match="at least 20 reference models, got 5"):
+        verifier.calibrate(models, rule="fpr")
+    assert sent == []  # refused before anything is asked
+    for bad in (-0.1, 1, math.nan, "0.1"):
+        with pytest.raises(InvalidInputError, match="false_positive_rate"):
+            verifier.calibrate(models, rule="fpr", false_positive_rate=bad)  # type: ignore[arg-type]
+    verifier.calibrate(models, rule="fpr", false_positive_rate=0.4)
+    gaps = sorted(verifier.score(model)["GAP"] for model in models)
+    verdicts = [verifier.verify(model, allow_reference=True) for model in models]
+    assert verdicts[0]["GAP"].threshold == gaps[2]
+    assert sum(verdict["GAP"].derived is True for verdict in verdicts) == 2
+    assert verdicts[0].false_positive_rate == pytest.approx(3 / 6)
+    verifier.calibrate(models, rule="fpr", false_positive_rate=0)
+    assert verifier.verify(models[0], allow_reference=True)["GAP"].threshold == gaps[0]
 
 
 def test_calibration_rules_reach_the_verdict(
