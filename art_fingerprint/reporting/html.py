@@ -3,101 +3,178 @@
 from __future__ import annotations
 
 import html
+import math
+import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from art_fingerprint.reporting.tables import COLUMNS, Table, cells, latest_rows, table_one
+from art_fingerprint.verifiers.verdict import combine
+
+Row = Mapping[str, Any]
 
 _STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:75rem;padding:0 1rem;color:#1a1a1a}
-table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums;font-size:14px}
-th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
-th:first-child,td:first-child{text-align:left}tr.limit td{border-top:2px solid #333;font-weight:600}
-.yes{background:#f8d3cd}.no{background:#d5ecd4}svg{max-width:100%;height:auto}small,.note{color:#555}
+:root{color-scheme:light}
+body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:80rem;padding:0 1rem;color:#1a1a1a;background:#fff}
+h1{margin-bottom:.2rem}h2{margin:2.2rem 0 .3rem}h3{font-size:1rem;margin:0}p{max-width:60rem}
+.wide{overflow-x:auto}table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums;font-size:14px}
+th,td{padding:.3rem .5rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
+th{border-bottom:2px solid #333;vertical-align:bottom}th:first-child,td:first-child{text-align:left}
+tr.limit td{border-top:2px solid #333;font-weight:600}
+.right{background:#d9eed9}.wrong{background:#f9d6cf}.key{padding:.1rem .5rem;border-radius:.2rem}
+.strips{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(30rem,100%),1fr));gap:1.2rem 2rem}
+figure{margin:0}svg{width:100%;height:auto;display:block}svg text{fill:#333;font-size:12px}
+.note{color:#555}code{font-size:13px;overflow-wrap:anywhere}li{margin:.15rem 0}
 """
-_COLOURS = {"surrogate": "#c0392b", "negative": "#2e7d32", "reference": "#7f8c8d"}
+# Okabe and Ito's palette: the roles differ for colour-blind readers, too.
+_COLOURS = {"victim": "#000", "surrogate": "#d55e00", "negative": "#0072b2", "reference": "#999"}
 
 
-def report(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return the report of one preset's rows as an HTML document."""
+def report(rows: Iterable[Row]) -> str:
+    """Return the report of one preset's rows as an HTML document.
+
+    :raises InvalidInputError: no rows, or rows of several presets.
+    """
     kept = latest_rows(rows)
     table = table_one(kept)
-    first = kept[0]
-    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
-    title = f"art_fingerprint: {table.dataset}"
+    newest = kept[-1]
+    versions = ", ".join(f"{name} {version}" for name, version in newest["versions"].items())
+    title = html.escape(f"art_fingerprint: {table.dataset}")
     strips = "".join(_strip(name, heading, kept, table) for name, heading, _ in COLUMNS)
+    roles = "".join(
+        f" <span style='color:{colour}'>&#9679;</span> {role}"
+        for role, colour in _COLOURS.items()
+        if any(row["role"] == role for row in kept)
+    )
     return (
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{html.escape(title)}</title>"
-        f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width,initial-scale=1'>"
+        f"<title>{title}</title><style>{_STYLE}</style></head><body><h1>{title}</h1>"
         "<p>Which models do the verifiers recognise as derived from the victim? Layout of the RemovalNet paper's "
-        "Table I; mean ± sample standard deviation over seeds; a suspect is owned if most metrics pass their "
-        f"threshold.</p>{_table(table)}<h2>Every model, metric by metric</h2><p>Each point is one model. The line is "
-        "the threshold; the shaded side means <em>derived</em>.</p>"
-        f"{strips}<h2>Settings</h2><p class='note'>preset {html.escape(str(first['preset']))}; "
-        f"{html.escape(versions)}; device {html.escape(str(first['device']))}</p>{_settings(kept)}</body></html>\n"
+        "Table I; mean ± sample standard deviation over seeds. <em>Ownership?</em> is Yes if most metrics of most "
+        "seeds pass their threshold: <span class='key right'>right</span> for a model derived from the victim, "
+        "<span class='key wrong'>wrong</span> for an independent one, and the other way round.</p>"
+        f"{_table(table)}<h2>Verifier by verifier</h2><p>Each verdict is the majority of the verifier's metrics; "
+        "queries and seconds are medians over suspects.</p>"
+        f"{_verifiers(kept)}<h2>Every model, metric by metric</h2><p>Each point is one model:{roles}. The line is the "
+        f"threshold; on the shaded side a model is judged derived.</p><div class='strips'>{strips}</div>"
+        f"<h2>Settings</h2><p class='note'>preset {html.escape(str(newest['preset']))}; {html.escape(versions)}; "
+        f"device {html.escape(str(newest['device']))}</p>{_settings(kept)}</body></html>\n"
     )
 
 
+def _cells(values: Iterable[str], tag: str = "td") -> str:
+    return "".join(f"<{tag}>{html.escape(value)}</{tag}>" for value in values)
+
+
 def _table(table: Table) -> str:
-    head, *body = cells(table)
-    parts = ["<table><thead><tr>", *(f"<th>{html.escape(cell)}</th>" for cell in head), "</tr></thead><tbody>"]
-    for index, row in enumerate(body):
-        parts.append("<tr class='limit'>" if index == len(body) - 1 else "<tr>")
-        for cell in row:
-            mark = " class='yes'" if cell.startswith("Yes") else " class='no'" if cell.startswith("No (") else ""
-            parts.append(f"<td{mark}>{html.escape(cell)}</td>")
-        parts.append("</tr>")
-    failed = [reason for line in table.lines for reason in line.failed]
-    notes = "".join(f"<li>{html.escape(reason)}</li>" for reason in failed)
-    return "".join(parts) + "</tbody></table>" + (f"<p>Failed cells:</p><ul>{notes}</ul>" if failed else "")
+    head, *body, limits = cells(table)
+    parts = [f"<div class='wide'><table><thead><tr>{_cells(head, 'th')}</tr></thead><tbody>"]
+    for line, row in zip(table.lines, body, strict=True):
+        owned = combine(line.derived)
+        mark = "" if owned is None else " class='right'" if owned is (line.role == "surrogate") else " class='wrong'"
+        parts.append(f"<tr>{_cells(row[:-1])}<td{mark}>{html.escape(row[-1])}</td></tr>")
+    parts.append(f"<tr class='limit'>{_cells(limits)}</tr></tbody></table></div>")
+    if table.notes:
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
+        parts.append(f"<p>Cells without a result:</p><ul>{notes}</ul>")
+    return "".join(parts)
 
 
-def _strip(name: str, heading: str, rows: list[Mapping[str, Any]], table: Table) -> str:
+def _verifiers(rows: list[Row]) -> str:
+    """Who recognises what, and at which cost: one line for each verifier."""
+    head = ("Verifier", "Metrics", "Derived models recognised", "Independent models accused", "Queries", "Seconds")
+    body = []
+    for name in dict.fromkeys(row["verifier"] for row in rows):
+        mine = [row for row in rows if row["verifier"] == name and row["status"] == "ok"]
+        metrics = dict.fromkeys(metric for row in mine for metric in row["metrics"])
+        values = [
+            name,
+            ", ".join(metrics) or "-",
+            _count(row["derived"] for row in mine if row["role"] == "surrogate"),
+            _count(row["derived"] for row in mine if row["role"] == "negative"),
+            _median((row["queries"] for row in mine), ".0f"),
+            _median((row["verify_seconds"] for row in mine), ".2g"),
+        ]
+        body.append(f"<tr>{_cells(values)}</tr>")
+    return (
+        f"<div class='wide'><table><thead><tr>{_cells(head, 'th')}</tr></thead><tbody>{''.join(body)}</tbody>"
+        "</table></div>"
+    )
+
+
+def _count(flags: Iterable[bool | None]) -> str:
+    known = [flag for flag in flags if flag is not None]
+    return f"{sum(known)} of {len(known)}" if known else "-"
+
+
+def _median(values: Iterable[float | None], form: str) -> str:
+    known = [value for value in values if value is not None]
+    return format(statistics.median(known), form) if known else "-"
+
+
+def _strip(name: str, heading: str, rows: list[Row], table: Table) -> str:
     """One metric as a strip plot: a line for each suspect, a point for each seed."""
+    order = {"victim": 0, "surrogate": 1, "negative": 2, "reference": 3}
     points = [
-        (row["suspect"], row["role"], result["value"], result["direction"])
-        for row in rows
-        if row["role"] in _COLOURS
-        for metric, result in row["metrics"].items()
-        if metric == name and result["value"] is not None
+        (row, row["metrics"][name])
+        for row in sorted(rows, key=lambda row: order.get(row["role"], 4))
+        if name in row["metrics"] and row["metrics"][name]["value"] is not None
     ]
     if not points:
         return ""
     tau = table.thresholds.get(name)
-    values = [value for _, _, value, _ in points] + ([] if tau is None else [tau])
-    low, high = min(0.0, *values), max(values)
-    span = (high - low) or 1.0
-    labels = list(dict.fromkeys(label for label, _, _, _ in points))
-    left, width, line = 150, 640, 20
-    height = line * len(labels) + 34
+    values = [result["value"] for _, result in points] + ([] if tau is None else [tau])
+    ticks = _ticks(min(0.0, *values), max(values))
+    low, span = ticks[0], (ticks[-1] - ticks[0])
+    labels = list(dict.fromkeys(row["suspect"] for row, _ in points))
+    short = {label: label if len(label) <= 30 else f"{label[:29]}…" for label in labels}
+    left, width, line = 20 + 7 * max(map(len, short.values())), 420, 20
+    bottom = line * len(labels) + 8
 
     def x_of(value: float) -> float:
         return left + width * (value - low) / span
 
-    svg = [f"<svg viewBox='0 0 {left + width + 30} {height}' role='img' aria-label='{html.escape(heading)}'>"]
+    svg = [
+        f"<svg viewBox='0 0 {left + width + 20} {bottom + 22}' role='img' aria-label='{html.escape(heading)}'>",
+        *(
+            f"<line x1='{x_of(tick):.1f}' x2='{x_of(tick):.1f}' y1='4' y2='{bottom}' stroke='#e4e4e4'/>"
+            f"<text x='{x_of(tick):.1f}' y='{bottom + 16}' text-anchor='middle'>{tick:.4g}</text>"
+            for tick in ticks
+        ),
+    ]
+    says = ""
     if tau is not None:
-        start, end = (left, x_of(tau)) if points[0][3] == "distance" else (x_of(tau), left + width)
+        below = points[0][1]["direction"] == "distance"
+        start, end = (left, x_of(tau)) if below else (x_of(tau), left + width)
+        says = f": derived {'below' if below else 'above'} {tau:.3g}"
         svg.append(
-            f"<rect x='{start:.1f}' y='4' width='{max(end - start, 0):.1f}' height='{height - 30}' fill='#f8d3cd'/>"
+            f"<rect x='{start:.1f}' y='4' width='{max(end - start, 0):.1f}' height='{bottom - 4}' fill='#5b7fb8' "
+            f"fill-opacity='.15'/><line x1='{x_of(tau):.1f}' x2='{x_of(tau):.1f}' y1='4' y2='{bottom}' stroke='#333'/>"
         )
-        svg.append(f"<line x1='{x_of(tau):.1f}' x2='{x_of(tau):.1f}' y1='4' y2='{height - 26}' stroke='#333'/>")
     for index, label in enumerate(labels):
-        y = 4 + line * (index + 0.5)
-        svg.append(f"<text x='{left - 8}' y='{y + 4:.1f}' font-size='12' text-anchor='end'>{html.escape(label)}</text>")
-        svg += [
-            f"<circle cx='{x_of(value):.1f}' cy='{y:.1f}' r='4' fill='{_COLOURS[role]}' fill-opacity='.7'/>"
-            for suspect, role, value, _ in points
-            if suspect == label
-        ]
-    for tick in range(5):
-        value = low + span * tick / 4
-        svg.append(
-            f"<text x='{x_of(value):.1f}' y='{height - 8}' font-size='11' text-anchor='middle'>{value:.3g}</text>"
-        )
-    return f"<h3>{html.escape(heading)}</h3>{''.join(svg)}</svg>"
+        y = 6 + line * (index + 0.5)
+        svg.append(f"<text x='{left - 10}' y='{y + 4:.1f}' text-anchor='end'>{html.escape(short[label])}</text>")
+        for row, result in points:
+            if row["suspect"] == label:
+                tip = html.escape(f"{label}, seed {row['seed']}: {result['value']:.4g}")
+                svg.append(
+                    f"<circle cx='{x_of(result['value']):.1f}' cy='{y:.1f}' r='4.5' stroke='#fff' stroke-width='.7' "
+                    f"fill='{_COLOURS.get(row['role'], '#666')}' fill-opacity='.75'><title>{tip}</title></circle>"
+                )
+    return f"<figure><h3>{html.escape(heading + says)}</h3>{''.join(svg)}</svg></figure>"
 
 
-def _settings(rows: list[Mapping[str, Any]]) -> str:
+def _ticks(low: float, high: float) -> list[float]:
+    """Return a few round numbers from at most ``low`` to at least ``high``."""
+    raw = ((high - low) or 1.0) / 6
+    unit = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * unit for factor in (1, 2, 2.5, 5, 10) if factor * unit >= raw * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), max(math.ceil(high / step - 1e-9), 1)
+    return [index * step for index in range(first, last + 1)]
+
+
+def _settings(rows: list[Row]) -> str:
     lines = {}
     for row in rows:
         if row["attack"]:

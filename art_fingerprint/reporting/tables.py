@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,18 @@ COLUMNS = (
     ("DDV", "ModelDiff-DDV", 3),
     ("MR", "IPGuard-MR", 3),
 )
+_LATEX = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "%_&#${}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "±": r"$\pm$",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -28,29 +41,27 @@ class Line:
     """One line of the table: a suspect over its seeds.
 
     :ivar label: Row label.
+    :ivar role: ``"surrogate"`` or ``"negative"``.
     :ivar accuracy: Accuracy in percent, one value a seed.
     :ivar drop: Accuracy drop in points, one value a seed.
     :ivar metrics: Metric name to one value a seed.
     :ivar derived: Majority verdict over all metrics, one a seed.
-    :ivar failed: Cells without a result, with the reason.
     """
 
     label: str
+    role: str
     accuracy: tuple[float, ...]
     drop: tuple[float, ...]
     metrics: Mapping[str, tuple[float, ...]]
     derived: tuple[bool | None, ...]
-    failed: tuple[str, ...]
 
     @property
     def ownership(self) -> str:
         """``Yes (n/seeds)`` if most seeds are judged derived, else ``No (n/seeds)``; ``?`` where nothing was
         decided.
         """
-        votes = [flag for flag in self.derived if flag is not None]
-        if not votes:
-            return "?"
-        return f"{'Yes' if sum(votes) * 2 > len(votes) else 'No'} ({sum(votes)}/{len(self.derived)})"
+        owned = combine(self.derived)
+        return "?" if owned is None else f"{'Yes' if owned else 'No'} ({self.derived.count(True)}/{len(self.derived)})"
 
 
 @dataclass(frozen=True)
@@ -58,22 +69,31 @@ class Table:
     """Table I of one preset.
 
     :ivar dataset: Name of the data set.
-    :ivar victim_accuracy: The victim's accuracy in percent.
+    :ivar victim_accuracy: The victim's accuracy in percent; ``None`` if no row has it.
     :ivar lines: Suspects: surrogates in order of appearance, negatives last.
     :ivar thresholds: Metric name to threshold.
+    :ivar notes: Cells without a result, with the reason, those of one reason together.
     """
 
     dataset: str
-    victim_accuracy: float
+    victim_accuracy: float | None
     lines: tuple[Line, ...]
     thresholds: Mapping[str, float]
+    notes: tuple[str, ...]
 
 
 def latest_rows(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Keep the newest row of every cell: a failed one is replaced by a later success, and the other way round."""
-    newest: dict[Any, Mapping[str, Any]] = {}
-    for row in rows:
-        newest[row["suspect"], row["seed"], row["verifier"]] = row
+    """Keep the newest row of every cell: a failed one is replaced by a later success, and the other way round.
+
+    Rows about a former victim of the same preset (another seed, recipe or version) are left out.
+    """
+    given = list(rows)
+    victims = {row["preset"]: row["victim"] for row in given}
+    newest = {
+        (row["preset"], row["suspect"], row["seed"], row["verifier"]): row
+        for row in given
+        if row["victim"] == victims[row["preset"]]
+    }
     return list(newest.values())
 
 
@@ -90,7 +110,7 @@ def table_one(rows: Iterable[Mapping[str, Any]]) -> Table:
         raise InvalidInputError(
             f"The rows belong to several presets ({', '.join(sorted(presets))}); pass those of one."
         )
-    victim = [row["accuracy"] for row in kept if row["role"] == "victim" and row["status"] == "ok"]
+    victim = [row["accuracy"] for row in kept if row["role"] == "victim" and row["accuracy"] is not None]
     thresholds = {
         name: result["threshold"]
         for row in kept
@@ -98,37 +118,50 @@ def table_one(rows: Iterable[Mapping[str, Any]]) -> Table:
         if result["threshold"] is not None
     }
     wanted = [row for row in kept if row["role"] in ("surrogate", "negative")]
-    labels = sorted(dict.fromkeys(row["suspect"] for row in wanted), key=lambda label: label == "Negative")
+    roles = {row["suspect"]: row["role"] for row in wanted}
+    labels = sorted(roles, key=lambda label: roles[label] == "negative")
     return Table(
         dataset=str(kept[0]["dataset"]),
-        victim_accuracy=100 * victim[0] if victim else float("nan"),
+        victim_accuracy=100 * victim[0] if victim else None,
         lines=tuple(_line(label, [row for row in wanted if row["suspect"] == label]) for label in labels),
         thresholds=thresholds,
+        notes=_notes(kept),
     )
 
 
 def _line(label: str, rows: list[Mapping[str, Any]]) -> Line:
     seeds = sorted({row["seed"] for row in rows})
-    by_seed = {seed: [row for row in rows if row["seed"] == seed] for seed in seeds}
-    scored = {seed: [row for row in group if row["status"] == "ok"] for seed, group in by_seed.items()}
-    results = {
-        seed: {name: result for row in group for name, result in row["metrics"].items()}
-        for seed, group in scored.items()
-    }
+    by_seed = [[row for row in rows if row["seed"] == seed] for seed in seeds]
+    made = [next((row for row in group if row["accuracy"] is not None), None) for group in by_seed]
+    results = [{name: result for row in group for name, result in row["metrics"].items()} for group in by_seed]
     table_metrics = [name for name, _, _ in COLUMNS]
     return Line(
         label=label,
-        accuracy=tuple(100 * group[0]["accuracy"] for group in scored.values() if group),
-        drop=tuple(group[0]["accuracy_drop"] for group in scored.values() if group),
+        role=rows[0]["role"],
+        accuracy=tuple(100 * row["accuracy"] for row in made if row),
+        drop=tuple(row["accuracy_drop"] for row in made if row),
         metrics={
-            name: tuple(r[name]["value"] for r in results.values() if name in r and r[name]["value"] is not None)
+            name: tuple(r[name]["value"] for r in results if name in r and r[name]["value"] is not None)
             for name in table_metrics
         },
-        derived=tuple(combine(r[name]["derived"] for name in table_metrics if name in r) for r in results.values()),
-        failed=tuple(
-            f"{label} seed {row['seed']} {row['verifier']}: {row['reason']}" for row in rows if row["status"] != "ok"
-        ),
+        derived=tuple(combine(r[name]["derived"] for name in table_metrics if name in r) for r in results),
     )
+
+
+def _notes(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    seeds: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        if row["status"] != "ok":
+            cell = tuple(str(row[name]) for name in ("status", "suspect", "verifier", "reason"))
+            seeds.setdefault(cell, []).append(str(row["seed"]))
+    return tuple(
+        _one_line(f"{status}: {suspect} (seed {', '.join(found)}), {verifier}: {reason}")
+        for (status, suspect, verifier, reason), found in seeds.items()
+    )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def mean_std(values: Iterable[float], digits: int) -> str:
@@ -136,18 +169,22 @@ def mean_std(values: Iterable[float], digits: int) -> str:
     numbers = list(values)
     if not numbers:
         return "-"
-    mean = f"{statistics.fmean(numbers):.{digits}f}"
+    mean = f"{round(statistics.fmean(numbers), digits) + 0.0:.{digits}f}"  # no -0.00
     return f"{mean}±{statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else mean
 
 
 def cells(table: Table) -> list[list[str]]:
     """Return the table as text cells, headings first, thresholds last."""
     shown = [(name, heading, digits) for name, heading, digits in COLUMNS if _has(table, name)]
-    head = f"{table.dataset} (Acc: {table.victim_accuracy:.2f}%)"
-    rows = [[head, "Accuracy %", "Drop", *(heading for _, heading, _ in shown), "Ownership?"]]
+    accuracy = "" if table.victim_accuracy is None else f" (Acc: {table.victim_accuracy:.2f}%)"
+    rows = [
+        [_one_line(table.dataset) + accuracy, "Accuracy %", "Drop", *(heading for _, heading, _ in shown), "Ownership?"]
+    ]
     for line in table.lines:
         values = [mean_std(line.metrics.get(name, ()), digits) for name, _, digits in shown]
-        rows.append([line.label, mean_std(line.accuracy, 2), mean_std(line.drop, 2), *values, line.ownership])
+        rows.append(
+            [_one_line(line.label), mean_std(line.accuracy, 2), mean_std(line.drop, 2), *values, line.ownership]
+        )
     limits = [f"{table.thresholds[n]:.{d}f}" if n in table.thresholds else "-" for n, _, d in shown]
     rows.append(["threshold", "-", "-", *limits, "-"])
     return rows
@@ -163,14 +200,15 @@ def as_text(table: Table) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     rule = "-" * max(map(len, lines))
-    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], *_footnotes(table)])
+    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], *table.notes])
 
 
 def as_markdown(table: Table) -> str:
     """Return the table in Markdown."""
-    rows = cells(table)
+    rows = [[_markdown(cell) for cell in row] for row in cells(table)]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:], "", *_footnotes(table)]).rstrip() + "\n"
+    notes = [f"- {_markdown(note)}" for note in table.notes]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:], "", *notes]).rstrip() + "\n"
 
 
 def as_csv(table: Table) -> str:
@@ -182,13 +220,12 @@ def as_csv(table: Table) -> str:
 
 def as_latex(table: Table) -> str:
     """Return the table as a LaTeX ``tabular``."""
-    escapes = str.maketrans({"%": r"\%", "_": r"\_", "±": r"$\pm$", "&": r"\&", "#": r"\#"})
-    rows = [[cell.translate(escapes) for cell in row] for row in cells(table)]
+    rows = [[cell.translate(_LATEX) for cell in row] for row in cells(table)]
     body = [" & ".join(row) + r" \\" for row in rows]
     spec = "l" + "r" * (len(rows[0]) - 2) + "l"
     head, tail = rf"\begin{{tabular}}{{{spec}}}", r"\end{tabular}"
     return "\n".join([head, r"\hline", body[0], r"\hline", *body[1:-1], r"\hline", body[-1], r"\hline", tail]) + "\n"
 
 
-def _footnotes(table: Table) -> list[str]:
-    return [f"failed: {reason}" for line in table.lines for reason in line.failed]
+def _markdown(text: str) -> str:
+    return re.sub(r"([\\`*_\[\]<>|&])", r"\\\1", text)
