@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from art_fingerprint.core.digests import network_digest
+from art_fingerprint.core.files import write_whole
 from art_fingerprint.exceptions import InvalidInputError
 
 ROWS = "rows.jsonl"
@@ -130,14 +131,6 @@ class Store:
         """Keep weights and JSON notes under a key."""
         state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
         path = self.models / f"{key}.safetensors"
-        handle, temporary = tempfile.mkstemp(dir=self.models, prefix=".")
-        os.close(handle)
-        try:
-            save_file(state, temporary)
-            os.replace(temporary, path)
-            Path(temporary).write_text(
-                json.dumps({"weights": network_digest(network), "notes": notes}), encoding="utf-8"
-            )
-            os.replace(temporary, path.with_suffix(".json"))
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        card = json.dumps({"weights": network_digest(network), "notes": notes})
+        write_whole(path, save(state))
+        write_whole(path.with_suffix(".json"), card.encode())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from art_fingerprint.core.files import write_whole
 from art_fingerprint.exceptions import FingerprintFileError
 from art_fingerprint.verifiers.calibration import Calibration
 
@@ -70,18 +70,7 @@ class Fingerprint:
         }
         header["checksum"] = _checksum(header)
         arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}
-        content = save(arrays, metadata={_HEADER_KEY: _json(header)})
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_whole(path, save(arrays, metadata={_HEADER_KEY: _json(header)}))
         return path
 
     @classmethod
