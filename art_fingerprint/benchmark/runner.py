@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import art
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
@@ -18,10 +17,11 @@ from tqdm import tqdm
 
 import art_fingerprint.attacks as attacks
 import art_fingerprint.verifiers as verifiers
-from art_fingerprint._version import __version__
 from art_fingerprint.benchmark.store import KEYS, Store, cell_key
 from art_fingerprint.core.classifier import network_of
+from art_fingerprint.core.parameters import as_json
 from art_fingerprint.core.seeding import derive_seed, forked_random_state
+from art_fingerprint.core.versions import versions
 from art_fingerprint.evaluation.fidelity import accuracy, accuracy_drop, agreement
 from art_fingerprint.exceptions import FingerprintFileError, InvalidInputError
 from art_fingerprint.verifiers.fingerprint import Fingerprint
@@ -44,11 +44,6 @@ class Suspect:
     make: Callable[[], PyTorchClassifier]
     attack: str | None = None
     attack_params: Mapping[str, Any] | None = None
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that a result may depend on."""
-    return {"art_fingerprint": __version__, "art": art.__version__, "torch": torch.__version__, "numpy": np.__version__}
 
 
 class Bench:
@@ -176,7 +171,7 @@ class Bench:
         return {
             "key": self._cell(suspect, name),
             "verifier": name,
-            "verifier_params": _json(self.preset.verifiers[name]),
+            "verifier_params": as_json(self.preset.verifiers[name]),
             "metrics": {},
             "derived": None,
             "status": "failed",
@@ -201,7 +196,7 @@ class Bench:
         return {
             "key": self._cell(suspect, name),
             "verifier": name,
-            "verifier_params": _json(self.preset.verifiers[name]),
+            "verifier_params": as_json(self.preset.verifiers[name]),
             "metrics": metrics,
             "derived": verdict.derived,
             "verify_seconds": time.perf_counter() - started,
@@ -231,7 +226,7 @@ class Bench:
                         self._surrogate_key(setting, seed),
                         self._surrogate(setting, seed),
                         setting.attack,
-                        _json(setting.params),
+                        as_json(setting.params),
                     )
                 )
         return found
@@ -256,7 +251,7 @@ class Bench:
         return cell_key(
             victim=self._key("victim", preset.victim_seed),
             verifier=verifier,
-            params=_json(preset.verifiers[verifier]),
+            params=as_json(preset.verifiers[verifier]),
             nb_references=preset.nb_references,
         )
 
@@ -336,7 +331,3 @@ def _chosen(kind: str, wanted: Iterable[str] | None, known: Mapping[str, Any]) -
         if name not in known:
             raise InvalidInputError(f"The preset has no {kind} {name!r}; it has {', '.join(known)}.")
     return names
-
-
-def _json(params: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in params.items()}

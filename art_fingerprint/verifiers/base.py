@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import abc
 import logging
-import platform
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
-import art
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 from art.exceptions import EstimatorError
 
-from art_fingerprint._version import __version__
 from art_fingerprint.core.checks import (
     check_choice,
     check_flag,
@@ -32,6 +29,7 @@ from art_fingerprint.core.digests import network_digest
 from art_fingerprint.core.parameters import as_json, changed_together
 from art_fingerprint.core.precision import full_precision
 from art_fingerprint.core.queries import Suspect
+from art_fingerprint.core.versions import versions
 from art_fingerprint.exceptions import (
     CalibrationError,
     FingerprintError,
@@ -168,22 +166,16 @@ class Verifier(abc.ABC):
         with guarded(victim), full_precision():
             view.network.eval().requires_grad_(False)
             arrays, facts = self._extract(view, torch.from_numpy(images), labels)
-        low, high = clip_bounds(victim)
         self.fingerprint = Fingerprint(
             verifier=type(self).__name__,
             params=self.params(),
             facts={
                 "input_shape": list(victim.input_shape),
                 "nb_classes": victim.nb_classes,
-                "clip_values": [low, high],
+                "clip_values": list(clip_bounds(victim)),
                 "outputs": view.kind,
                 "victim": network_digest(network_of(victim)),
-                "versions": {
-                    "art_fingerprint": __version__,
-                    "art": art.__version__,
-                    "torch": torch.__version__,
-                    "python": platform.python_version(),
-                },
+                "versions": versions(),
                 **facts,
             },
             arrays={name: np.array(array) for name, array in arrays.items()},  # may be views of the caller's data

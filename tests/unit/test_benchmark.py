@@ -124,7 +124,7 @@ def test_rows_have_every_key_of_the_design(finished: Path) -> None:
         assert row["preset"] == "tiny"
         assert row["dataset"] == "digits"
         assert row["device"] == "cpu"
-        assert set(row["versions"]) == {"art_fingerprint", "art", "torch", "numpy"}
+        assert set(row["versions"]) == {"art_fingerprint", "art", "numpy", "python", "torch"}
         assert row["queries"] > 0
         assert row["verify_seconds"] > 0
         assert isinstance(row["derived"], bool)
