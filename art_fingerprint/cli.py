@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from art_fingerprint._version import __version__
 from art_fingerprint.exceptions import FingerprintError
@@ -14,8 +15,13 @@ from art_fingerprint.exceptions import FingerprintError
 OK, BAD_INPUT, SOME_FAILED = 0, 2, 3
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="art-fingerprint",
         description="Fingerprint verifiers and fingerprint removal attacks for image classifiers.",
     )
@@ -105,8 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if parsed.verb == "bench":
             return _bench(parsed)
         return _report(parsed.folder)
-    except FingerprintError as error:
-        print(f"art-fingerprint: {error}", file=sys.stderr)
+    except (FingerprintError, OSError) as error:
+        print(f"art-fingerprint: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("art-fingerprint: stopped; run the same command again to go on.", file=sys.stderr)

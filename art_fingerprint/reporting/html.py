@@ -119,7 +119,7 @@ def _strip(name: str, heading: str, rows: list[Row], table: Table) -> str:
     points = [
         (row, row["metrics"][name])
         for row in sorted(rows, key=lambda row: order.get(row["role"], 4))
-        if name in row["metrics"] and row["metrics"][name]["value"] is not None
+        if row["status"] == "ok" and name in row["metrics"] and row["metrics"][name]["value"] is not None
     ]
     if not points:
         return ""

@@ -133,7 +133,10 @@ def _line(label: str, rows: list[Mapping[str, Any]]) -> Line:
     seeds = sorted({row["seed"] for row in rows})
     by_seed = [[row for row in rows if row["seed"] == seed] for seed in seeds]
     made = [next((row for row in group if row["accuracy"] is not None), None) for group in by_seed]
-    results = [{name: result for row in group for name, result in row["metrics"].items()} for group in by_seed]
+    results = [
+        {name: result for row in group if row["status"] == "ok" for name, result in row["metrics"].items()}
+        for group in by_seed
+    ]
     table_metrics = [name for name, _, _ in COLUMNS]
     return Line(
         label=label,

@@ -266,6 +266,13 @@ def test_failed_verifier_leaves_accuracy_and_the_other_metrics() -> None:
     assert tables.cells(table_one(failed(make_rows("FT(0.5)", 0, NEAR), "no")))[1] == ["FT(0.5)", "-", "-", "?"]
 
 
+def test_metrics_of_an_incomplete_verdict_do_not_count() -> None:
+    rows = make_rows("FT(0.5)", 0, NEAR)
+    rows[3].update(status="failed", reason="the query budget is spent")
+    assert table_one(rows).lines[0].metrics["MR"] == ()
+    assert Document(report(rows)).count("svg") == 5
+
+
 # ---------------------------------------------------------------------- numbers
 @pytest.mark.parametrize(
     ("values", "text"),

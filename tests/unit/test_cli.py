@@ -1,0 +1,328 @@
+"""The command line: verbs, exit statuses, one line for bad input, light start."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import art_fingerprint
+from art_fingerprint import cli
+from art_fingerprint.attacks import FineTuningAttack
+from art_fingerprint.benchmark.runner import Bench
+from art_fingerprint.benchmark.store import read_rows
+from art_fingerprint.verifiers.base import Verifier
+from art_fingerprint.zoo import presets
+from tests.tiny_preset import tiny
+
+FILES = ("table.md", "table.csv", "table.tex", "report.html")
+
+
+@pytest.fixture(autouse=True)
+def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(presets.PRESETS, "tiny", tiny)
+
+
+def bench(folder: Path, *more: str) -> int:
+    return cli.main(
+        ["bench", "--preset", "tiny", "--out", str(folder), "--seeds", "1", "--device", "cpu", "--quiet", *more]
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(presets.PRESETS, "tiny", tiny)
+        assert bench(folder) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """Return what was written to stderr, which must be one line; nothing may be on stdout."""
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("art-fingerprint")
+    assert err.endswith("\n")
+    assert err.count("\n") == 1
+    return err
+
+
+# ---------------------------------------------------------------------- list
+@pytest.mark.parametrize(
+    ("what", "names"),
+    [
+        ("attacks", {"DistillationAttack", "FineTuningAttack", "RemovalNetAttack", "WeightPruningAttack"}),
+        ("verifiers", {"DeepJudgeVerifier", "IPGuardVerifier", "ModelDiffVerifier", "ZestVerifier"}),
+        ("presets", {"digits", "tiny"}),
+    ],
+)
+def test_list(what: str, names: set[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", what]) == 0
+    out, err = capsys.readouterr()
+    assert names <= set(out.split("\n"))
+    assert not {"RemovalAttack", "Verifier", "Fingerprint", "Verdict"} & set(out.split("\n"))
+    assert out.endswith("\n")
+    assert err == ""
+
+
+# ---------------------------------------------------------------------- bench and report
+def test_bench_writes_rows_tables_and_report(finished: Path) -> None:
+    assert len(read_rows(finished)) == 2 * (1 + 2 + 1 + 2)
+    for name in FILES:
+        assert (finished / name).stat().st_size > 200
+
+
+def test_bench_prints_the_table_and_where_the_report_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (folder / "rows.jsonl").read_bytes()
+    assert bench(folder) == 0
+    out, err = capsys.readouterr()
+    lines = out.rstrip("\n").split("\n")
+    assert lines[0].startswith("digits (Acc: ")
+    assert [line.split()[0] for line in lines[2:5]] == ["FT(0.5)", "RemovalNet(apart)", "Negative"]
+    assert lines[-1] == f"Report: {folder / 'report.html'}"
+    assert err == ""
+    assert (folder / "rows.jsonl").read_bytes() == before
+
+
+def test_report_needs_rows_alone(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(finished / "rows.jsonl", tmp_path)
+    assert cli.main(["report", str(tmp_path)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*FILES, "rows.jsonl"])
+    for name in FILES:
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+    assert "Negative" in capsys.readouterr().out
+
+
+def test_chosen_rows_and_verifiers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "rows.jsonl").unlink()
+    assert bench(folder, "--attacks", " FT(0.5) ,", "--verifiers", "ZestVerifier") == 0
+    rows = read_rows(folder)
+    assert {row["verifier"] for row in rows} == {"ZestVerifier"}
+    assert {row["suspect"] for row in rows} == {"Victim", "Reference", "Negative", "FT(0.5)"}
+    assert "IPGuard-MR" not in capsys.readouterr().out
+
+
+def test_options_reach_the_bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    class Spy:
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            seen.append((arguments, options))
+
+        def run(self) -> None:
+            pass
+
+    monkeypatch.setattr("art_fingerprint.benchmark.runner.Bench", Spy)
+    assert cli.main(["bench", "--out", str(tmp_path)]) == 2  # no rows
+    ((preset, out), options), *_ = seen
+    assert (preset.name, out) == ("digits", tmp_path)
+    assert options == {
+        "seeds": 3,
+        "only_attacks": None,
+        "only_verifiers": None,
+        "device_type": "gpu",
+        "verbose": True,
+    }
+    assert bench(tmp_path, "--attacks", "A,B", "--verifiers", "V") == 2
+    assert seen[1][1] == {
+        "seeds": 1,
+        "only_attacks": ["A", "B"],
+        "only_verifiers": ["V"],
+        "device_type": "cpu",
+        "verbose": False,
+    }
+
+
+# ---------------------------------------------------------------------- exit statuses
+def test_failed_cells_give_3_and_are_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [row for row in read_rows(folder) if row["suspect"] != "FT(0.5)"]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    setting = tiny().attacks["FT(0.5)"]
+    changed = replace(setting, params={**setting.params, "max_iter": 3})
+    monkeypatch.setitem(
+        presets.PRESETS, "tiny", lambda: replace(tiny(), attacks={**tiny().attacks, "FT(0.5)": changed})
+    )
+
+    def fail(*_arguments: Any) -> None:
+        raise RuntimeError("out of\nmemory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FineTuningAttack, "generate", fail)
+        assert bench(folder) == 3
+    out = capsys.readouterr().out
+    assert "failed: FT(0.5) (seed 0), IPGuardVerifier: RuntimeError: out of memory" in out
+    assert "RemovalNet(apart)" in out
+    assert cli.main(["report", str(folder)]) == 3
+    assert bench(folder) == 0  # tried again
+    assert cli.main(["report", str(folder)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--preset", "digit"], "There is no preset 'digit'; known are "),
+        (["--attacks", "FT"], "The preset has no attack row 'FT'; it has FT(0.5), RemovalNet(apart)."),
+        (["--verifiers", "IPGuard"], "The preset has no verifier 'IPGuard'; it has IPGuardVerifier, ZestVerifier."),
+        (["--seeds", "0"], "`seeds` must be at least 1, got 0."),
+    ],
+)
+def test_bad_bench_input_gives_2_and_one_line(
+    tmp_path: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench(tmp_path / "new", *more) == 2
+    assert message in one_line(capsys)
+    assert not (tmp_path / "new").exists()
+
+
+def test_file_in_place_of_a_folder_gives_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert bench(tmp_path / "file") == 2
+    assert "cannot be used for results" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "No result rows can be read from"),
+        ("", "There are no result rows to make a table of."),
+        ("rubbish\n", "Line 1 of"),
+        ('{"preset": "tiny"}\n', "is not a result row"),
+    ],
+)
+def test_report_on_bad_rows_gives_2(
+    tmp_path: Path, content: str | None, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        (tmp_path / "rows.jsonl").write_text(content)
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert message in one_line(capsys)
+    assert not list(tmp_path.glob("table*"))
+
+
+def test_report_that_cannot_be_written_gives_2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "table.md").unlink()
+    (folder / "table.md").mkdir()
+    assert cli.main(["report", str(folder)]) == 2
+    assert "table.md" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["list"],
+        ["list", "models"],
+        ["bench"],
+        ["bench", "--out", "x", "--seeds", "many"],
+        ["bench", "--out", "x", "--executor", "cluster"],
+        ["bench", "--out", "x", "--device", "tpu"],
+        ["report"],
+        ["report", "a", "b"],
+    ],
+    ids=" ".join,
+)
+def test_bad_usage_gives_2_and_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    assert "--help" in one_line(capsys)
+
+
+def test_interruption_gives_130_and_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(_self: Bench) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Bench, "run", stop)
+    assert bench(tmp_path) == 130
+    assert "run the same command again" in one_line(capsys)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"art-fingerprint {art_fingerprint.__version__}\n"
+
+
+# ---------------------------------------------------------------------- light start
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=120, check=False, env={**os.environ}
+    )
+
+
+HEAVY = {"torch", "art", "numpy", "scipy", "sklearn", "timm", "matplotlib", "torchattacks"}
+
+
+def loaded(code: str) -> set[str]:
+    done = python("-c", f"{code}\nimport sys; print('loaded', *sys.modules)")
+    assert done.returncode == 0, done.stderr
+    return HEAVY & set(done.stdout.split("loaded")[-1].split())
+
+
+def test_import_is_light() -> None:
+    assert loaded("import art_fingerprint; art_fingerprint.__version__; dir(art_fingerprint)") == set()
+    assert loaded("import art_fingerprint; art_fingerprint.Verdict") >= {"numpy"}  # the test sees what is loaded
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["bench", "--help"], ["--version"], ["bench"]], ids=" ".join)
+def test_help_is_light(arguments: list[str]) -> None:
+    call = f"with contextlib.suppress(SystemExit): cli.main({arguments})"
+    assert loaded(f"import contextlib\nfrom art_fingerprint import cli\n{call}") == set()
+
+
+def test_module_runs_as_a_program(tmp_path: Path) -> None:
+    done = python("-m", "art_fingerprint.cli", "--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: art-fingerprint")
+    assert done.stderr == ""
+    done = python("-m", "art_fingerprint.cli", "report", str(tmp_path))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+
+
+# ---------------------------------------------------------------------- lazy names
+def test_every_public_name_loads() -> None:
+    for name in art_fingerprint.__all__:
+        assert getattr(art_fingerprint, name) is not None
+    assert dir(art_fingerprint) == sorted(art_fingerprint.__all__)
+    assert art_fingerprint.Verifier is Verifier
+    namespace: dict[str, Any] = {}
+    exec("from art_fingerprint import *", namespace)
+    assert set(art_fingerprint.__all__) <= set(namespace)
+
+
+def test_classes_of_the_subpackages_are_all_offered() -> None:
+    import art_fingerprint.attacks as attacks
+    import art_fingerprint.verifiers as verifiers
+
+    wanted = [name for name in (*attacks.__all__, *verifiers.__all__) if name.endswith(("Attack", "Verifier"))]
+    assert set(wanted) <= set(art_fingerprint.__all__)
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    missing: Callable[[], Any] = lambda: art_fingerprint.NoSuchAttack  # noqa: E731
+    with pytest.raises(AttributeError, match="has no attribute 'NoSuchAttack'"):
+        missing()
