@@ -88,14 +88,16 @@ class Suspect:
 
         :raises QueryBudgetError: the batch would exceed the budget; it was not sent.
         :raises SuspectFailedError: the classifier raised an error of its own.
+        :raises IncompatibleSuspectError: the answer is not one row of two or more scores for each sample.
         :raises NonFiniteOutputError: an answer is NaN or infinite.
         """
         self._spend(len(x))
         with _answering():
             answer = self._ask(self._native(x))
-        if answer.ndim != 2 or len(answer) != len(x):
+        if answer.ndim != 2 or len(answer) != len(x) or answer.shape[1] < 2:
             raise IncompatibleSuspectError(
-                f"The suspect answered {len(x)} samples with shape {tuple(answer.shape)}; (n, nb_classes) was expected."
+                f"The suspect answered {len(x)} samples with shape {tuple(answer.shape)}; (n, nb_classes) with two or "
+                "more classes was expected: return the scores of both classes."
             )
         bad = nonfinite_rows(answer)
         if bad:
@@ -188,6 +190,6 @@ def same_space(kind: OutputKind, other: OutputKind) -> bool:
     if kind == other:
         return True
     warnings.warn(
-        f"The victim's answers are {kind}, the suspect's are {other}: both are compared as probabilities.", stacklevel=3
+        f"The victim's answers are {kind}, the suspect's are {other}: both are compared as probabilities.", stacklevel=5
     )
     return False

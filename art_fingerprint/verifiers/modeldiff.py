@@ -23,7 +23,6 @@ from art_fingerprint.core.queries import Suspect, same_space
 from art_fingerprint.core.seeding import torch_generator
 from art_fingerprint.exceptions import (
     EmptyFingerprintError,
-    IncompatibleSuspectError,
     InvalidInputError,
     NonFiniteOutputError,
     NotExtractedError,
@@ -251,10 +250,6 @@ class ModelDiffVerifier(Verifier):
         probes = torch.cat(fingerprint.tensors("seeds", "partners"))
         outputs_f = torch.cat(fingerprint.tensors("seed_outputs", "partner_outputs"))
         outputs_g = suspect.logits(probes)
-        if outputs_g.shape[1] < 2:
-            raise IncompatibleSuspectError(
-                "The suspect answers one score per sample; a cosine needs two or more: return both classes' scores."
-            )
         space: OutputKind = fingerprint.facts["outputs"]
         if self.space == "probabilities" or not same_space(space, suspect.kind):
             space = "probabilities"
@@ -263,7 +258,7 @@ class ModelDiffVerifier(Verifier):
         n = len(probes) // 2
         similarity = ddv_similarity(decision_distances(f[:n], f[n:]), decision_distances(g[:n], g[n:]))
         if math.isnan(similarity):
-            warnings.warn("No pair moves the output of the victim or of the suspect: DDV is undefined.", stacklevel=3)
+            warnings.warn("No pair moves the output of the victim or of the suspect: DDV is undefined.", stacklevel=4)
         return {"DDV": similarity, "DDM": ddm_distance(decision_distance_matrix(f), decision_distance_matrix(g))}
 
     # ------------------------------------------------------------------ generators

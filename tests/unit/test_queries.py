@@ -250,7 +250,7 @@ class Odd(BlackBoxClassifierNeuralNetwork):
         return np.zeros(self.shape, np.float32)
 
 
-@pytest.mark.parametrize("shape", [(40,), (40, 4, 1), (39, 4), (0, 4), ()])
+@pytest.mark.parametrize("shape", [(40,), (40, 1), (40, 4, 1), (39, 4), (0, 4), ()])
 def test_answers_of_the_wrong_shape(images: np.ndarray, shape: tuple[int, ...]) -> None:
     service = Odd(lambda x: x, (1, 8, 8), 4)
     service.shape = shape
