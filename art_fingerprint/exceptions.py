@@ -61,3 +61,7 @@ class CalibrationError(FingerprintError):
 
 class TrainingDivergedError(FingerprintError, RuntimeError):
     """A loss became NaN or infinite. The victim is untouched; the message carries the step and the loss terms."""
+
+
+class MissingDependencyError(FingerprintError, ImportError):
+    """An optional package is not installed. The message says how to install it."""

@@ -283,7 +283,11 @@ class Verifier(abc.ABC):
             skipped=found.skipped,
             reason=str(found.failure or (why_undecided(results) if derived is None else "")),
             complete=found.failure is None,
-            references={} if calibration is None else {n: calibration.references.get(n, ()) for n in results},
+            references={
+                name: calibration.references[name]
+                for name, result in results.items()
+                if calibration is not None and result.threshold is not None
+            },
             false_positive_rate=false_positive_rate(calibration),
         )
 

@@ -56,7 +56,7 @@ class Verdict:
     :ivar reason: Why the verdict is undecided, else empty.
     :ivar complete: ``False`` if scoring ended early, because the query budget was spent or the suspect failed. The
         verdict is then undecided; metrics that were complete by then are there.
-    :ivar references: Metric name to the scores of the reference models.
+    :ivar references: Metric name to the scores of the reference models, for metrics with a threshold.
     :ivar false_positive_rate: Upper estimate of the rate at which one metric flags an independent model; ``None`` if
         uncalibrated or the threshold rule gives none.
     """
@@ -107,6 +107,8 @@ class Verdict:
         for name, result in self.metrics.items():
             sign = "<" if result.direction == "distance" else ">"
             limit = "no threshold" if result.threshold is None else f"derived if {sign} {result.threshold:.4g}"
+            if result.reason and not self.reason:  # other metrics decided
+                limit = result.reason
             p_value = "" if result.p_value is None else f", p = {result.p_value:.3g}"
             flag = {True: "derived", False: "-", None: "?"}[result.derived]
             lines.append(f"  {name:<12} {result.value:>10.4g}   {flag:<8} ({limit}{p_value})")
@@ -133,8 +135,8 @@ def judge(value: float, direction: Direction, name: str, calibration: Calibratio
         return MetricResult(
             value,
             direction,
-            reason=f"compares {space}, but the thresholds come from {known}: calibrate with models that answer as this "
-            "suspect does, or set space='probabilities'",
+            reason=f"compared as {space}, while the thresholds come from {known}: calibrate with models that answer as "
+            "this suspect does, or set space='probabilities'",
         )
     derived = is_derived(value, tau, direction, calibration.rule)
     return MetricResult(
