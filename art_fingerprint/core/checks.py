@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from art.estimators.classification.classifier import ClassifierMixin
+from art.exceptions import EstimatorError
 
 from art_fingerprint.exceptions import InvalidInputError
 
@@ -46,7 +47,7 @@ def check_images(x: object, input_shape: tuple[int, ...], clip_values: object = 
         if x.min() < low.min() - 1e-4 or x.max() > high.max() + 1e-4:
             warnings.warn(
                 f"`{name}` ranges over [{x.min():.4g}, {x.max():.4g}], outside the classifier's clip_values "
-                f"({low.min():.4g}, {high.max():.4g}); it is used as it is.",
+                f"({low.min():.4g}, {high.max():.4g}); it is used as it is. Set them to the inputs' range.",
                 stacklevel=3,
             )
     return x
@@ -138,3 +139,9 @@ def check_seed(seed: object) -> None:
 def is_classifier(value: object) -> bool:
     """Tell whether ``value`` is an ART classifier of any framework."""
     return isinstance(value, ClassifierMixin)
+
+
+def check_suspect(owner: object, value: object) -> None:
+    """Raise ART's ``EstimatorError`` in the name of ``owner`` unless ``value`` is a classifier of any framework."""
+    if not is_classifier(value):
+        raise EstimatorError(type(owner), (ClassifierMixin,), value)

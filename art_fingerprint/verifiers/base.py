@@ -22,7 +22,7 @@ from art_fingerprint.core.checks import (
     check_number,
     check_seed,
     check_sequence,
-    is_classifier,
+    check_suspect,
 )
 from art_fingerprint.core.classifier import LogitsNetwork, check_classifier, clip_bounds, guarded, network_of
 from art_fingerprint.core.digests import network_digest
@@ -155,7 +155,7 @@ class Verifier(abc.ABC):
                 "The victim's images have their channels last; probes have them first. Wrap its network in an "
                 "nn.Module that moves the axis, and use input_shape=(C, H, W) with channels_first=True."
             )
-        images = check_images(x, tuple(victim.input_shape), victim.clip_values)
+        images = check_images(x, tuple(victim.input_shape), clip_bounds(victim))
         labels = None if y is None else torch.from_numpy(check_labels(y, len(images), victim.nb_classes))
         view = check_classifier(victim)
         if self._needs_gradients() and not view.preprocess.differentiable:
@@ -371,8 +371,7 @@ class Verifier(abc.ABC):
 
     def _measure(self, classifier: Any, budget: int | None = None) -> Measurement:
         fingerprint = self._require_fingerprint()
-        if not is_classifier(classifier):
-            raise EstimatorError(type(self), self._estimator_requirements, classifier)
+        check_suspect(self, classifier)
         suspect = Suspect(classifier, self.batch_size, budget=budget)
         suspect.check_shape(tuple(fingerprint.facts["input_shape"]))
         self._kept: dict[str, float] = {}

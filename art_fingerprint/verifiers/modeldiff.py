@@ -11,11 +11,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
-from art.exceptions import EstimatorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from art_fingerprint.core.checks import check_choice, check_flag, check_number, is_classifier
+from art_fingerprint.core.checks import check_choice, check_flag, check_number, check_suspect
 from art_fingerprint.core.classifier import LogitsNetwork, clip_bounds, guarded, network_of
 from art_fingerprint.core.digests import array_digest, network_digest
 from art_fingerprint.core.outputs import OutputKind, nonfinite_rows, to_probabilities
@@ -192,8 +191,7 @@ class ModelDiffVerifier(Verifier):
             raise InvalidInputError('extract_joint() needs generator="search" and models="both"; use extract() else.')
         if self._estimator is None:
             raise NotExtractedError("This verifier was made from a fingerprint and has no victim to extract from.")
-        if not is_classifier(suspect):
-            raise EstimatorError(type(self), self._estimator_requirements, suspect)
+        check_suspect(self, suspect)
         partner = Suspect(suspect, self.batch_size)
         partner.check_shape(tuple(self._estimator.input_shape))
         self._partner = partner

@@ -144,6 +144,18 @@ def test_wrong_estimators(verifier: GapVerifier, make_classifier: Make) -> None:
             verifier.verify(wrong)
 
 
+def test_suspects_of_any_framework_are_asked_for(verifier: GapVerifier, make_classifier: Make) -> None:
+    with pytest.raises(EstimatorError) as error:
+        verifier.verify(make_classifier().model)
+    assert "ClassifierMixin" in str(error.value)
+    assert "PyTorchClassifier" not in str(error.value)
+
+
+def test_data_outside_the_range_that_is_assumed_without_clip_values(make_classifier: Make, images: np.ndarray) -> None:
+    with pytest.warns(UserWarning, match=r"clip_values \(0, 1\)"):
+        GapVerifier(make_classifier(clip_values=None)).extract(2 * images)
+
+
 def test_bad_data(make_classifier: Make, images: np.ndarray) -> None:
     verifier = GapVerifier(make_classifier())
     broken = images.copy()
