@@ -81,7 +81,15 @@ def _digits() -> Preset:
         dataset="digits",
         architecture=SmallCNN,
         victim_recipe=Recipe(learning_rate=5e-2, max_iter=800, batch_size=64, momentum=0.9, max_shift=1),
-        negative_recipe=Recipe(learning_rate=5e-2, max_iter=800, batch_size=64, momentum=0.9, max_shift=1),
+        negative_recipe=Recipe(
+            learning_rate=5e-2,
+            max_iter=800,
+            batch_size=64,
+            momentum=0.9,
+            linear_l2=0.0,
+            max_shift=1,
+            stage_divisors=(1, 5, 50),
+        ),
         subset_ratio=0.2,
         attacks={
             "FT(0.5)": AttackSetting("FineTuningAttack", {"ratio": 0.5, **baseline}, "train", True),
