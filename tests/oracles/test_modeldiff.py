@@ -244,6 +244,7 @@ def test_extraction_and_score_against_a_slow_float64_run(objective: str, kind: s
     assert verifier.score(wrap(SmallNet(1, 7, 5), (7,), 5))["DDV"] == pytest.approx(_slow_similarity(f, g), abs=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.*outside the classifier's clip_values:UserWarning")
 def test_standardised_units_are_those_of_a_network_without_preprocessing() -> None:
     mean, std = np.array([0.2, 0.5, 0.7], dtype=np.float32), np.array([0.1, 0.25, 0.5], dtype=np.float32)
     x = np.random.default_rng(0).random((10, 3, 2, 2), dtype=np.float32)
