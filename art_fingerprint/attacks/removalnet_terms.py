@@ -102,7 +102,7 @@ def latent_step(
     distance: Distance = "l2",
     scope: Scope = "batch",
 ) -> tuple[Tensor, Tensor]:
-    """Take one signed step on CE(g(u), y) - mu log d(u, z) (specification A2; paper section 3.2, Algorithm 1).
+    """Take one signed step on CE(g(u), y) - mu log d(u, z) (paper section 3.2, Algorithm 1).
 
     No projection, no clipping, no momentum.
 

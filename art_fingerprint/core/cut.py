@@ -2,7 +2,7 @@
 
 The tail is cut out of the traced graph (:func:`~art_fingerprint.core.graph.split_graph`), so that running it never runs
 the head. Networks that cannot be traced fall back to a hook that replaces the layer's output; this gives the same
-numbers and pays one head pass more for each tail pass (attack specification B.4).
+numbers and pays one head pass more for each tail pass.
 
 The tail is for evaluation mode: a ``self.training`` read by an opened ancestor is frozen when the graph is traced.
 Latent and output of a training pass come from :meth:`LayerCut.forward`, which is the untouched network with one hook.

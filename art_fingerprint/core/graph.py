@@ -1,4 +1,4 @@
-"""Cut the traced graph of a network in two at a layer (attack specification B.3).
+"""Cut the traced graph of a network in two at a layer.
 
 Only strict ancestors of the layer are opened while tracing; everything else stays one call, which follows train/eval
 mode and works for architectures that cannot be traced whole.
@@ -16,7 +16,7 @@ from art_fingerprint.exceptions import LayerCutError
 
 
 def split_graph(network: nn.Module, layer: str) -> tuple[fx.GraphModule, fx.GraphModule, int]:
-    """Cut a network's coarse graph at a layer (attack specification B.3).
+    """Cut a network's coarse graph at a layer.
 
     :return: head ``x -> (z, *side)``, tail ``(z, *side) -> output``, number of side tensors. Parameters are shared.
     :raises LayerCutError: the layer is not called exactly once, or the output does not depend on it.

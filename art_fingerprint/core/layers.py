@@ -66,7 +66,7 @@ def recorded(network: nn.Module, layers: list[str]) -> Iterator[dict[str, LayerT
 def stages(network: nn.Module) -> list[str]:
     """Return the names of the network's stage outputs, in order of execution.
 
-    Known are the VGG, ResNet, DenseNet, Inception and ViT families of timm and torchvision (attack specification B.1);
+    Known are the VGG, ResNet, DenseNet, Inception and ViT families of timm and torchvision;
     for other timm models their ``feature_info``, and for any other network its direct children that have parameters. A
     network that only wraps another one (to normalise its input, say) has the stages of the other one.
     """

@@ -1,4 +1,4 @@
-"""Training recipes: the victim, independent negatives and references (attack specification D.1)."""
+"""Training recipes: the victim, independent negatives and references, after the code of the RemovalNet authors."""
 
 from __future__ import annotations
 
