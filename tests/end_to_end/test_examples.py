@@ -1,0 +1,25 @@
+"""Every example runs, quickly, in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("[0-9]*.py"))
+
+
+@pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
+def test_example_runs(script: Path, tmp_path: Path) -> None:
+    """`--quick` ends without an error; an example has fewer than 80 lines."""
+    assert len(script.read_text(encoding="utf-8").splitlines()) < 80
+    done = subprocess.run(
+        [sys.executable, str(script), "--quick"], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    if script.stem == "01_quickstart":
+        copy, _, independent = done.stdout.split("ZestVerifier: ")[1:]
+        assert copy.startswith("DERIVED")
+        assert independent.startswith("not derived")
