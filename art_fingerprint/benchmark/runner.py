@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Suspect:
+class SuspectModel:
     """A model to be scored, with what a row says about it."""
 
     label: str
@@ -136,7 +136,7 @@ class Bench:
                 logger.exception("%s failed on the victim", name)
                 self.verifiers[name] = error
 
-    def _run_suspect(self, suspect: Suspect, names: list[str]) -> None:
+    def _run_suspect(self, suspect: SuspectModel, names: list[str]) -> None:
         base: dict[str, Any] = {
             **dict.fromkeys(KEYS),
             "preset": self.preset.name,
@@ -167,7 +167,7 @@ class Bench:
         for name in names:
             self.store.append({**base, **self._score(suspect, name, model)})
 
-    def _unscored(self, suspect: Suspect, name: str, error: Exception) -> dict[str, Any]:
+    def _unscored(self, suspect: SuspectModel, name: str, error: Exception) -> dict[str, Any]:
         return {
             "key": self._cell(suspect, name),
             "verifier": name,
@@ -178,7 +178,7 @@ class Bench:
             "reason": f"{type(error).__name__}: {error}",
         }
 
-    def _score(self, suspect: Suspect, name: str, model: PyTorchClassifier) -> dict[str, Any]:
+    def _score(self, suspect: SuspectModel, name: str, model: PyTorchClassifier) -> dict[str, Any]:
         verifier = self.verifiers[name]
         if isinstance(verifier, Exception):
             return self._unscored(suspect, name, verifier)
@@ -206,20 +206,24 @@ class Bench:
         }
 
     # ------------------------------------------------------------------ models
-    def suspects(self) -> list[Suspect]:
+    def suspects(self) -> list[SuspectModel]:
         """Return every model that is scored: the victim itself, references, negatives, then the attacks' surrogates."""
         preset = self.preset
-        found = [Suspect("Victim", "victim", preset.victim_seed, self._key("victim", preset.victim_seed), self._victim)]
+        found = [
+            SuspectModel("Victim", "victim", preset.victim_seed, self._key("victim", preset.victim_seed), self._victim)
+        ]
         for index in range(preset.nb_references):
             seed = derive_seed(preset.victim_seed, "reference", index)
-            found.append(Suspect("Reference", "reference", index, self._key("victim", seed), self._reference(index)))
+            found.append(
+                SuspectModel("Reference", "reference", index, self._key("victim", seed), self._reference(index))
+            )
         for seed in range(self.seeds):
-            found.append(Suspect("Negative", "negative", seed, self._key("negative", seed), self._negative(seed)))
+            found.append(SuspectModel("Negative", "negative", seed, self._key("negative", seed), self._negative(seed)))
         for label in self.attack_labels:
             setting = preset.attacks[label]
             for seed in range(self.seeds):
                 found.append(
-                    Suspect(
+                    SuspectModel(
                         label,
                         "surrogate",
                         seed,
@@ -243,7 +247,7 @@ class Bench:
             seed=seed,
         )
 
-    def _cell(self, suspect: Suspect, verifier: str) -> str:
+    def _cell(self, suspect: SuspectModel, verifier: str) -> str:
         return cell_key(suspect=suspect.key, label=suspect.label, fingerprint=self._fingerprint_key(verifier))
 
     def _fingerprint_key(self, verifier: str) -> str:
