@@ -112,7 +112,7 @@ class SupervisedAttack(RemovalAttack):
             output, found = (network(batch.x), {}) if more_losses is None else more_losses(network, batch.x)
             found["ce"] = F.cross_entropy(view.logits(output), labels[batch.flipped, batch.index])
             if self.linear_l2:
-                found["l2"] = self.linear_l2 * linear_l2(network).to(batch.x.device)
+                found["l2"] = self.linear_l2 * linear_l2(network)
             return found
 
         means = fit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import time
@@ -129,9 +130,11 @@ class Bench:
         self.victim = self._victim()
         self.victim_accuracy = accuracy(self.victim, self.data.x_test, self.data.y_test)
         self.verifiers: dict[str, verifiers.Verifier | Exception] = {}
+        # Read once for all verifiers, only if one is not calibrated yet, and let go afterwards.
+        references = functools.cache(lambda: [self._reference(index)() for index in range(self.preset.nb_references)])
         for name in sorted(names):
             try:
-                self.verifiers[name] = self._verifier(name)
+                self.verifiers[name] = self._verifier(name, references)
             except Exception as error:
                 logger.exception("%s failed on the victim", name)
                 self.verifiers[name] = error
@@ -303,7 +306,7 @@ class Bench:
 
         return lambda: self._kept(self._surrogate_key(setting, seed), derive)
 
-    def _verifier(self, name: str) -> verifiers.Verifier:
+    def _verifier(self, name: str, references: Callable[[], list[PyTorchClassifier]]) -> verifiers.Verifier:
         path = self.store.fingerprints / f"{name}.{self._fingerprint_key(name)}.safetensors"
         kind: type[verifiers.Verifier] = getattr(verifiers, name)
         try:
@@ -312,7 +315,7 @@ class Bench:
             pass
         verifier = kind(self.victim, **self.preset.verifiers[name])
         fingerprint = verifier.extract(self.data.x_train, self.data.y_train)
-        verifier.calibrate([self._reference(index)() for index in range(self.preset.nb_references)])
+        verifier.calibrate(references())
         fingerprint.save(path)
         return verifier
 

@@ -206,7 +206,7 @@ def linear_l2(network: nn.Module) -> Tensor:
         if isinstance(module, nn.Linear)
         for parameter in module.parameters(recurse=False)
     ]
-    return 0.5 * torch.stack(squares).sum() if squares else torch.zeros(())
+    return 0.5 * torch.stack(squares).sum() if squares else next(network.parameters()).new_zeros(())
 
 
 @torch.no_grad()

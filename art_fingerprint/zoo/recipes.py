@@ -120,7 +120,7 @@ def _train(
         def losses(batch: Batch) -> Losses:
             return {
                 "ce": F.cross_entropy(view.network(batch.x), labels[batch.index]),
-                "l2": recipe.linear_l2 * linear_l2(view.network).to(view.device),
+                "l2": recipe.linear_l2 * linear_l2(view.network),
             }
 
         view.network.train()
