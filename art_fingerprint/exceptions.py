@@ -63,5 +63,9 @@ class TrainingDivergedError(FingerprintError, RuntimeError):
     """A loss became NaN or infinite. The victim is untouched; the message carries the step and the loss terms."""
 
 
+class DatasetError(FingerprintError):
+    """The files of a data set are missing, damaged or of another set. The message says which, and what to put where."""
+
+
 class MissingDependencyError(FingerprintError, ImportError):
     """An optional package is not installed. The message says how to install it."""

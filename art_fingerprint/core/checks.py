@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from art.estimators.classification.classifier import ClassifierMixin
 from art.exceptions import EstimatorError
 
+from art_fingerprint.core.notices import warn_caller
 from art_fingerprint.exceptions import InvalidInputError
 
 
@@ -45,10 +45,9 @@ def check_images(x: object, input_shape: tuple[int, ...], clip_values: object = 
     if clip_values is not None:
         low, high = (np.asarray(v, dtype=np.float64) for v in clip_values)  # type: ignore[attr-defined]
         if x.min() < low.min() - 1e-4 or x.max() > high.max() + 1e-4:
-            warnings.warn(
+            warn_caller(
                 f"`{name}` ranges over [{x.min():.4g}, {x.max():.4g}], outside the classifier's clip_values "
-                f"({low.min():.4g}, {high.max():.4g}); it is used as it is. Set them to the inputs' range.",
-                stacklevel=3,
+                f"({low.min():.4g}, {high.max():.4g}); it is used as it is. Set them to the inputs' range."
             )
     return x
 

@@ -17,7 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from art.estimators.classification import PyTorchClassifier
+from art.defences.postprocessor import ClassLabels
+from art.estimators.classification import BlackBoxClassifier, BlackBoxClassifierNeuralNetwork, PyTorchClassifier
+from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
+from art.preprocessing.standardisation_mean_std.utils import broadcastable_mean_std
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
@@ -123,7 +126,13 @@ def clone_classifier(
     :param network: Network of the new classifier, used as it is. Default: a :func:`clone_network` of the original's.
     :param optimizer: Optimiser of the new classifier. Default: one of the original's type and settings on the new
         parameters, or none if the original has none.
+    :raises InvalidInputError: it has a HuggingFace processor.
     """
+    if getattr(classifier, "processor", None) is not None:
+        raise InvalidInputError(
+            f"The {type(classifier).__name__} has a `processor`, which a PyTorchClassifier cannot take over: wrap "
+            "model and processor in one nn.Module that returns the logits."
+        )
     network = clone_network(network_of(classifier)) if network is None else network
     if optimizer is None and classifier.optimizer is not None:
         optimizer = _optimizer_like(classifier.optimizer, network)
@@ -165,20 +174,43 @@ def _optimizer_like(optimizer: torch.optim.Optimizer, network: nn.Module) -> tor
 class Preprocessing:
     """The classifier's preprocessing as one callable on tensors, on the device.
 
+    What it returns never shares memory with its argument, for networks and defences may write to their inputs.
+
     :ivar differentiable: whether every step runs in torch, so that gradients reach the raw input.
     """
 
     def __init__(self, classifier: PyTorchClassifier) -> None:
         self._classifier = classifier
         self.differentiable = bool(classifier.all_framework_preprocessing)
+        operations = classifier.preprocessing_operations
+        alone: Any = operations[0] if len(operations) == 1 else None
+        plain = type(alone) is StandardisationMeanStdPyTorch and alone.apply_predict
+        self._mean_std = (alone.mean, alone.std) if plain else None
+        self._identity = plain and not alone.mean.any() and bool((alone.std == 1).all())
+        self._constants: list[Tensor] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.differentiable:
-            prepared, _ = self._classifier._apply_preprocessing(x, y=None, fit=False, no_grad=not x.requires_grad)
+        if self._identity:
+            prepared = x.clone()
+        elif self._mean_std is not None:
+            prepared = self._standardised(x, *self._mean_std)
+        elif self.differentiable:
+            own = x.clone()
+            prepared, _ = self._classifier._apply_preprocessing(own, y=None, fit=False, no_grad=not x.requires_grad)
         else:
-            array, _ = self._classifier._apply_preprocessing(x.detach().cpu().numpy(), y=None, fit=False)
+            array, _ = self._classifier._apply_preprocessing(x.detach().cpu().numpy().copy(), y=None, fit=False)
             prepared = torch.from_numpy(np.ascontiguousarray(array))
-        return prepared.to(device=x.device, dtype=torch.float32)
+        prepared = prepared.to(device=x.device, dtype=torch.float32)
+        # of a HuggingFaceClassifierPyTorch, which hides it between its preprocessing and its model
+        processor = getattr(self._classifier, "processor", None)
+        return prepared if processor is None else processor(prepared)
+
+    def _standardised(self, x: Tensor, mean: np.ndarray, std: np.ndarray) -> Tensor:
+        # The numbers of ART's own step, which sends its two constants to the device with every batch.
+        if self._constants is None:
+            constants = broadcastable_mean_std(x, mean, std)
+            self._constants = [torch.tensor(value, device=x.device, dtype=torch.float32) for value in constants]
+        return (x - self._constants[0]) / self._constants[1]
 
 
 class LogitsNetwork(nn.Module):
@@ -280,6 +312,26 @@ def check_classifier(classifier: PyTorchClassifier) -> LogitsNetwork:
     return view
 
 
+def client_answers(classifier: Any, x: np.ndarray) -> np.ndarray:
+    """Return what a client of a classifier sees, for one batch: what ``predict`` answers, or would but for two defects.
+
+    ART's black boxes copy what their function returns into an array ``(n, nb_classes)``, where class indices ``(n,)``
+    fail, or pass for scores if n happens to be 1 or ``nb_classes``: here the function is called itself. ART's
+    ``ClassLabels`` marks the labels of a whole batch in every row: here it sees one sample at a time.
+
+    :param classifier: An ART classifier of any framework.
+    :param x: Samples ``(n, *input_shape)``.
+    """
+    defences = getattr(classifier, "postprocessing_defences", None) or ()
+    if len(x) > 1 and any(isinstance(defence, ClassLabels) for defence in defences):
+        return np.concatenate([client_answers(classifier, row[None]) for row in x])
+    if type(classifier).predict not in (BlackBoxClassifier.predict, BlackBoxClassifierNeuralNetwork.predict):
+        return np.asarray(classifier.predict(x))
+    prepared, _ = classifier._apply_preprocessing(x, y=None, fit=False)
+    answer = np.asarray(classifier._predict_fn(prepared))
+    return answer if answer.ndim == 1 else np.asarray(classifier._apply_postprocessing(preds=answer, fit=False))
+
+
 def clip_bounds(classifier: PyTorchClassifier) -> tuple[float, float]:
     """Return the classifier's ``clip_values`` as two floats; ``(0, 1)`` if it has none."""
     if classifier.clip_values is None:
@@ -311,36 +363,38 @@ def guarded(*classifiers: object, weights: bool = True) -> Iterator[None]:
 
 class _Snapshot:
     def __init__(self, network: nn.Module, weights: bool) -> None:
-        self.modules = [
-            (
-                module,
-                module.training,
-                dict(module._parameters),
-                dict(module._buffers),
-                {name: type(getattr(module, name))(getattr(module, name)) for name in _HOOK_DICTS},
-            )
-            for module in network.modules()
+        # Dicts that are to be as they are now: parameters and buffers by name, and hooks; nearly all hook dicts are
+        # empty, and this runs for every suspect that is scored.
+        self.modules = [(module, module.training) for module in network.modules()]
+        dicts = [
+            getattr(module, name) for module, _ in self.modules for name in ("_parameters", "_buffers", *_HOOK_DICTS)
         ]
-        self.parameters = [(p, p.requires_grad, p.grad) for p in network.parameters()]
+        # those of TorchScript modules are no dicts and cannot be changed from Python
+        self.dicts = [(current, current.copy() if current else {}) for current in dicts if isinstance(current, dict)]
+        self.parameters = [
+            (parameter, parameter.requires_grad, parameter.grad)
+            for module, _ in self.modules
+            for parameter in module._parameters.values()
+            if parameter is not None
+        ]
         state = [*network.parameters(), *network.buffers()] if weights else []
         self.state = [(tensor, tensor.detach().clone()) for tensor in state]
         self.grads = [(p.grad, p.grad.clone()) for p in network.parameters() if weights and p.grad is not None]
 
     @torch.no_grad()
     def restore(self) -> None:
-        for module, training, parameters, buffers, hooks in self.modules:
-            module.training = training
-            pairs: tuple[tuple[Any, Any], ...] = ((module._parameters, parameters), (module._buffers, buffers))
-            for current, saved in pairs:
+        for module, training in self.modules:
+            if module.training is not training:
+                module.training = training
+        for current, saved in self.dicts:
+            if current or saved:
                 current.clear()
                 current.update(saved)
-            for name, content in hooks.items():
-                current_hooks = getattr(module, name)
-                current_hooks.clear()
-                current_hooks.update(content)
         for tensor, saved_value in [*self.state, *self.grads]:
             if not torch.equal(tensor, saved_value):
                 tensor.copy_(saved_value)
         for parameter, requires_grad, grad in self.parameters:
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = grad
+            if parameter.requires_grad is not requires_grad:
+                parameter.requires_grad_(requires_grad)
+            if parameter.grad is not grad:
+                parameter.grad = grad

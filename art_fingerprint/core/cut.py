@@ -46,6 +46,9 @@ class LayerCut:
         float tensor ``(B, ...)``; or the network does not return one tensor.
     """
 
+    _head: nn.Module
+    _tail: nn.Module
+
     def __init__(
         self,
         network: nn.Module,
@@ -88,6 +91,11 @@ class LayerCut:
             handle.remove()
         return kept[0], output
 
+    @property
+    def parts(self) -> tuple[nn.Module, nn.Module] | None:
+        """The head ``x -> (z, *side)`` and the tail ``(z, *side) -> output``; ``None`` with hooks."""
+        return (self._head, self._tail) if self.method == "graph" else None
+
     def tail_for(self, prepared: Tensor) -> Callable[[Tensor], Tensor]:
         """Return g for these inputs: ``z' -> output``, differentiable in ``z'``. Evaluation mode only.
 
@@ -99,7 +107,7 @@ class LayerCut:
             return lambda z: self._tail(z.clone())
         with torch.no_grad():
             _, *side = self._head(prepared)
-        return lambda z: self._tail(z.clone(), *map(_copied, side))
+        return lambda z: self._tail(z.clone(), *map(copied, side))
 
     # ------------------------------------------------------------------ checks
     def _hint(self) -> str:
@@ -164,7 +172,7 @@ class LayerCut:
             head, tail, nb_side = split_graph(self.network, self.layer)
             with torch.no_grad():
                 parts = head(example)
-                again = tail(*map(_copied, parts))
+                again = tail(*map(copied, parts))
         except Exception as error:  # whatever user code does under a tracer; the fallback needs no tracing
             if strict:
                 raise LayerCutError(f"The network cannot be traced around {self.layer!r}: {error}") from error
@@ -198,8 +206,9 @@ class LayerCut:
             torch.set_grad_enabled(with_gradient)
 
 
-def _copied(part: object) -> object:
-    return part.clone() if isinstance(part, Tensor) else part  # the head may also hand over sizes
+def copied(part: object) -> object:
+    """Return a copy of what the head hands over, which may also be a size."""
+    return part.clone() if isinstance(part, Tensor) else part
 
 
 def _agree(output: Tensor, expected: Tensor) -> bool:

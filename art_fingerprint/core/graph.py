@@ -22,21 +22,24 @@ def split_graph(network: nn.Module, layer: str) -> tuple[fx.GraphModule, fx.Grap
     :raises LayerCutError: the layer is not called exactly once, or the output does not depend on it.
     """
     opened = [m for name, m in network.named_modules() if name == "" or layer.startswith(name + ".")]
-    with _attributes_kept(opened):
-        graph = _AncestorTracer(layer).trace(network)
+    with attributes_kept(opened):
+        graph = InputTracer(lambda name, _module: not layer.startswith(name + ".")).trace(network)
         head, tail, nb_side = _divide(graph, layer)
         return fx.GraphModule(network, head), fx.GraphModule(network, tail), nb_side
 
 
-class _AncestorTracer(fx.Tracer):
-    """Opens only the strict ancestors of one layer."""
+class InputTracer(fx.Tracer):
+    """Traces a module of one input.
 
-    def __init__(self, layer: str) -> None:
+    :param is_leaf: Called with a submodule's dotted name and the submodule; what it says yes to stays one call.
+    """
+
+    def __init__(self, is_leaf: Callable[[str, nn.Module], bool]) -> None:
         super().__init__()
-        self._layer = layer
+        self._is_leaf = is_leaf
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not self._layer.startswith(module_qualified_name + ".")
+        return self._is_leaf(module_qualified_name, m)
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: object = None
@@ -46,7 +49,7 @@ class _AncestorTracer(fx.Tracer):
 
 
 @contextmanager
-def _attributes_kept(modules: list[nn.Module]) -> Iterator[None]:
+def attributes_kept(modules: list[nn.Module]) -> Iterator[None]:
     """Undo attribute changes: tracing runs user code on proxies and stores constants in the network."""
     before = [(module, dict(vars(module))) for module in modules]
     try:

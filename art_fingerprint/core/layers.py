@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from art_fingerprint.core.classifier import evaluating
 from art_fingerprint.core.taps import get_layer, near_names
 from art_fingerprint.exceptions import InvalidInputError, LayerNotFoundError
 
@@ -97,6 +98,38 @@ def stages(network: nn.Module) -> list[str]:
         ((name, child),) = children.items()
         return [f"{name}.{inner}" for inner in stages(child)] or [name]
     return list(children)
+
+
+@torch.no_grad()
+def last_layer(network: nn.Module, example: Tensor) -> str:
+    """Return the name of the Linear layer or 1x1 convolution that a forward pass reaches last: the classifier's.
+
+    Cost: one forward pass of ``example``.
+
+    :raises LayerNotFoundError: the pass reaches none.
+    """
+    reached: list[str] = []
+
+    def make_hook(name: str) -> Callable[[nn.Module, object], None]:
+        return lambda _module, _inputs: reached.append(name)
+
+    found = {name: module for name, module in network.named_modules() if _is_dense(module)}
+    handles = [module.register_forward_pre_hook(make_hook(name)) for name, module in found.items()]
+    try:
+        with evaluating(network):
+            network(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not reached:
+        raise LayerNotFoundError("The network's forward pass reaches no Linear layer and no 1x1 convolution.")
+    return reached[-1]
+
+
+def _is_dense(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or (
+        isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and set(module.kernel_size) == {1}
+    )
 
 
 @torch.no_grad()

@@ -1,13 +1,16 @@
-"""What a model returns: logits or probabilities. Decided once per model, converted in one place."""
+"""What a model returns: logits, probabilities or labels. Decided once per model, converted in one place."""
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 OutputKind = Literal["auto", "logits", "probabilities"]
+AnswerKind = Literal["auto", "logits", "probabilities", "labels"]
+ANSWER_KINDS: tuple[AnswerKind, ...] = ("auto", "logits", "probabilities", "labels")
 
 _SMALLEST_PROBABILITY = 1e-30
 
@@ -18,8 +21,34 @@ def detect_kind(outputs: Tensor, tolerance: float = 1e-3) -> OutputKind:
     return "probabilities" if is_probability else "logits"
 
 
+def only_labels(outputs: Tensor) -> bool:
+    """Tell whether rows of ``(n, K)`` show a label and nothing else.
+
+    That is one score for the winner and another for all other classes, the same two in all rows: one-hot rows, or a
+    label with a constant confidence. Two scores always have that form for a single sample, so of two classes the
+    scores must be 1 and 0.
+    """
+    high, low = outputs.max(), outputs.min()
+    hard = ((outputs == high).sum(1) == 1).all() & ((outputs == low).sum(1) == outputs.shape[1] - 1).all()
+    if outputs.shape[1] == 2:
+        hard &= (high == 1) & (low == 0)
+    return bool(hard.item())
+
+
+def may_be_probabilities(outputs: Tensor) -> bool:
+    """Tell whether rows of ``(n, K)`` stay in [0, 1], as rounded or cut-off probabilities do whose sum is not 1."""
+    return bool(((outputs >= 0) & (outputs <= 1)).all().item())
+
+
+def labels_of(outputs: Tensor) -> Tensor:
+    """Return the labels of ``(n, K)``, ``(n,)`` int64; -1, which is no label, for a row that is not finite."""
+    return torch.where(torch.isfinite(outputs).all(1), outputs.argmax(1), -1)
+
+
 def nonfinite_rows(outputs: Tensor) -> int:
     """Return how many rows of ``(n, K)`` hold a NaN or infinite value."""
+    if math.isfinite(outputs.sum().item()):  # then every entry is, found out in a single pass
+        return 0
     return int((~torch.isfinite(outputs)).any(1).sum())
 
 

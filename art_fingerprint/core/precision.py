@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ def full_precision() -> Iterator[None]:
                 backend.fp32_precision = precision
 
 
+@cache
 def _backends() -> list[Any]:
     roots: tuple[tuple[Any, tuple[str, ...]], ...] = (
         (torch.backends.cuda, ("matmul",)),

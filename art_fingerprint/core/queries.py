@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,9 +12,20 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
 from art_fingerprint.core.checks import check_choice, check_number, is_classifier
-from art_fingerprint.core.classifier import LogitsNetwork
-from art_fingerprint.core.outputs import OutputKind, detect_kind, nonfinite_rows, to_logits, to_probabilities
-from art_fingerprint.core.taps import tap
+from art_fingerprint.core.classifier import LogitsNetwork, check_output, client_answers
+from art_fingerprint.core.notices import warn_caller
+from art_fingerprint.core.outputs import (
+    ANSWER_KINDS,
+    AnswerKind,
+    detect_kind,
+    labels_of,
+    may_be_probabilities,
+    nonfinite_rows,
+    only_labels,
+    to_logits,
+    to_probabilities,
+)
+from art_fingerprint.core.taps import tapped
 from art_fingerprint.exceptions import (
     AccessError,
     FingerprintError,
@@ -26,17 +36,32 @@ from art_fingerprint.exceptions import (
     SuspectFailedError,
 )
 
+NanPolicy = Literal["raise", "mismatch"]
+NAN_POLICIES: tuple[NanPolicy, ...] = ("raise", "mismatch")
+# so many answers that all show labels only come from a service that shows no more
+_ENOUGH = 1000
+
 
 class Suspect:
     """A query meter and an access limiter around any ART classifier.
 
     A PyTorch classifier without postprocessing defences is asked directly on its device; every other one through its
-    ``predict``, so that what a real client would see is what the verifier sees.
+    ``predict``, so that what a real client would see is what the verifier sees. Samples are sent channels first,
+    channels last or flat, as its ``input_shape`` asks; flat ones run over channels first.
+
+    Answers are scores ``(n, K)`` or labels: class indices ``(n,)`` or ``(n, 1)``, or rows that show no more (see
+    :func:`~art_fingerprint.core.outputs.only_labels`). What they are is decided once, on all answers that the first
+    conversion is given, so that it does not depend on the batch size.
 
     :param classifier: The suspect. Only read; use it inside :func:`~art_fingerprint.core.classifier.guarded`.
     :param batch_size: Samples in one query.
-    :param outputs: What it returns, ``"logits"``, ``"probabilities"`` or ``"auto"`` (decided on the first answer).
+    :param outputs: What it answers: ``"logits"``, ``"probabilities"``, ``"labels"``, or ``"auto"``: labels if they
+        show no more, probabilities if all rows are non-negative and sum to 1 within 1e-3, else logits.
     :param budget: Most samples that may be sent; ``None`` for no limit.
+    :param nan_policy: A row that is NaN or infinite raises (``"raise"``), or has label -1 (``"mismatch"``), and raises
+        where scores are needed.
+    :param record: Keep the answers for :meth:`softened`.
+    :ivar kind: What it answers, ``"auto"`` until decided.
     :ivar queries: Samples sent so far.
     """
 
@@ -44,21 +69,33 @@ class Suspect:
         self,
         classifier: Any,
         batch_size: int = 128,
-        outputs: OutputKind = "auto",
+        outputs: AnswerKind = "auto",
         budget: int | None = None,
+        nan_policy: NanPolicy = "raise",
+        record: bool = False,
     ) -> None:
         if not is_classifier(classifier):
             raise InvalidInputError(f"The suspect must be an ART classifier, got {type(classifier).__name__}.")
         check_number("batch_size", batch_size, 1, integer=True)
-        check_choice("outputs", outputs, ("auto", "logits", "probabilities"))
+        check_choice("outputs", outputs, ANSWER_KINDS)
+        check_choice("nan_policy", nan_policy, NAN_POLICIES)
         self.classifier = classifier
         self.batch_size = batch_size
-        self.kind: OutputKind = outputs
+        self.kind: AnswerKind = outputs
         self.budget = budget
+        self.nan_policy = nan_policy
         self.queries = 0
+        self._recorded: list[Tensor] | None = [] if record else None
+        self._nb_hard: int | None = 0  # answers so far if all of them showed labels only, else None
         direct = isinstance(classifier, PyTorchClassifier) and not classifier.postprocessing_defences
         self._view = LogitsNetwork(classifier, "logits") if direct else None
+        self._evaluating = False
         self.device = classifier.device if direct else torch.device("cpu")
+        if not classifier.input_shape or not self.nb_classes or self.nb_classes < 2:
+            raise InvalidInputError(
+                f"The {type(classifier).__name__} says input_shape={classifier.input_shape} and "
+                f"nb_classes={self.nb_classes}: train it before it is wrapped, or say what they are."
+            )
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -83,57 +120,134 @@ class Suspect:
                 "Probes are never resized: wrap the suspect if its inputs differ."
             )
 
-    def raw(self, x: Tensor) -> Tensor:
-        """Send one batch and return the answer as it came, ``(n, K)`` float32 on :attr:`device`. Cost: n queries.
+    # ------------------------------------------------------------------ answers
+    def rows(self, x: Tensor) -> Tensor:
+        """Return the answers to any number of samples as they came, labels as one-hot rows, ``(n, K)`` on the host."""
+        return torch.cat([self._batch(part).cpu() for part in x.split(self.batch_size)])
 
+    def raw(self, x: Tensor) -> Tensor:
+        """Send one batch and return the scores as they came, ``(n, K)`` float32 on :attr:`device`. Cost: n queries.
+
+        :raises AccessError: the suspect answers labels.
         :raises QueryBudgetError: the batch would exceed the budget; it was not sent.
         :raises SuspectFailedError: the classifier raised an error of its own.
-        :raises IncompatibleSuspectError: the answer is not one row of two or more scores for each sample.
-        :raises NonFiniteOutputError: an answer is NaN or infinite.
+        :raises IncompatibleSuspectError: the answer is not one row of ``nb_classes`` scores for each sample.
+        :raises NonFiniteOutputError: an answer is NaN or infinite, unless that is a mismatch.
         """
-        self._spend(len(x))
-        with _answering():
-            answer = self._ask(self._native(x))
-        if answer.ndim != 2 or len(answer) != len(x) or answer.shape[1] < 2:
-            raise IncompatibleSuspectError(
-                f"The suspect answered {len(x)} samples with shape {tuple(answer.shape)}; (n, nb_classes) with two or "
-                "more classes was expected: return the scores of both classes."
-            )
-        bad = nonfinite_rows(answer)
-        if bad:
-            raise NonFiniteOutputError(f"The suspect answered {bad} of {len(x)} probes with NaN or infinite scores.")
-        if self.kind == "auto":
-            self.kind = detect_kind(answer)
+        self._need_scores()
+        answer = self._batch(x)
+        self._need_scores()
         return answer
 
     def logits(self, x: Tensor) -> Tensor:
         """Return logits for any number of samples, ``(n, K)`` float32 on the host (log-probabilities if need be)."""
-        return torch.cat([self._as_logits(self.raw(part)).cpu() for part in x.split(self.batch_size)])
+        return self.as_logits(torch.cat([self.raw(part).cpu() for part in x.split(self.batch_size)]))
 
     def probabilities(self, x: Tensor) -> Tensor:
         """Return class probabilities for any number of samples, ``(n, K)`` float64 on the host."""
         return to_probabilities(self.logits(x))
 
     def labels(self, x: Tensor) -> Tensor:
-        """Return predicted labels for any number of samples, ``(n,)`` int64 on the host."""
-        return torch.cat([self.raw(part).argmax(1).cpu() for part in x.split(self.batch_size)])
+        """Return predicted labels for any number of samples, ``(n,)`` int64 on the host; -1 for an answer that is none.
+
+        That is a mismatch with any label, and gives a warning.
+        """
+        labels = labels_of(self.rows(x))
+        bad = int((labels < 0).sum())
+        if bad:
+            warn_caller(f"The suspect answered {bad} of {len(x)} probes with NaN or infinity: counted as mismatches.")
+        return labels
+
+    def as_logits(self, answers: Tensor) -> Tensor:
+        """Turn answers as they came into logits, ``(n, K)`` on their device. The first call decides :attr:`kind`.
+
+        :raises AccessError: they are labels.
+        :raises NonFiniteOutputError: a row is NaN or infinite.
+        """
+        self.check_finite(answers)
+        if self.kind == "auto":
+            self.kind = "labels" if only_labels(answers) else detect_kind(answers)
+            if self.kind == "logits" and may_be_probabilities(answers):
+                warn_caller(
+                    "The suspect's scores lie in [0, 1] without a sum of 1 and are taken for logits: pass "
+                    "outputs='probabilities' if they are rounded or incomplete probabilities, or outputs='logits'."
+                )
+        self._need_scores()
+        return to_logits(answers) if self.kind == "probabilities" else answers
+
+    def check_finite(self, answers: Tensor) -> None:
+        """Raise :class:`NonFiniteOutputError` if a row of ``(n, K)`` is NaN or infinite."""
+        bad = nonfinite_rows(answers) if self.nan_policy == "mismatch" else 0  # else none came this far
+        if bad:
+            raise NonFiniteOutputError(f"The suspect answered {bad} of {len(answers)} probes with NaN or infinity.")
+
+    def softened(self) -> Suspect:
+        """Return a suspect that gives the recorded answers, which are logits, once more in their order, as
+        probabilities. It is asked nothing."""
+        return _Softened(self)
+
+    def _need_scores(self) -> None:
+        if self.kind == "labels":
+            raise AccessError(
+                "label-only suspect: this metric needs scores (if its answers are scores all the same, pass "
+                "outputs='probabilities')"
+            )
+
+    def _batch(self, x: Tensor) -> Tensor:
+        self._spend(len(x))
+        with _answering():
+            answer = self._ask(self._native(x))
+        if answer.shape in ((len(x),), (len(x), 1)):
+            answer = self._one_hot(answer.reshape(-1))
+        elif answer.shape != (len(x), self.nb_classes):
+            raise IncompatibleSuspectError(
+                f"The suspect answered {len(x)} samples with shape {tuple(answer.shape)}; class indices ({len(x)},) or "
+                f"scores of two or more classes, ({len(x)}, {self.nb_classes}) by its nb_classes, were expected."
+            )
+        bad = nonfinite_rows(answer) if self.nan_policy == "raise" else 0
+        if bad:
+            raise NonFiniteOutputError(f"The suspect answered {bad} of {len(x)} probes with NaN or infinite scores.")
+        if self.kind == "auto" and self._nb_hard is not None:
+            self._nb_hard = self._nb_hard + len(x) if only_labels(answer) else None
+            if self._nb_hard is not None and self._nb_hard >= _ENOUGH:
+                self.kind = "labels"
+        if self._recorded is not None:
+            self._recorded.append(answer)
+        return answer
 
     def _ask(self, x: Tensor) -> Tensor:
         if self._view is None:
-            return torch.from_numpy(np.array(self.classifier.predict(x.cpu().numpy()), dtype=np.float32))
-        with torch.no_grad():
+            answer = client_answers(self.classifier, x.cpu().numpy().copy())  # to which it may write
+            return torch.from_numpy(np.array(answer, dtype=np.float32))
+        if not self._evaluating or self._view.network.training:  # once: it walks over all modules
             self._view.network.eval()
-            return self._view(x.to(self.device)).float()
+            self._evaluating = True
+        with torch.no_grad():
+            output = self._view.network(self._view.preprocess(x))
+            indices = isinstance(output, Tensor) and not output.is_floating_point() and output.ndim == 1
+            return (output if indices else check_output(output)).float()
+
+    def _one_hot(self, answer: Tensor) -> Tensor:
+        """Return class indices as rows; a NaN gives a row of NaN."""
+        bad = ~torch.isfinite(answer)
+        whole = bad | ((answer == answer.floor()) & (answer >= 0) & (answer < self.nb_classes))
+        if self.kind in ("logits", "probabilities") or not whole.all():
+            raise IncompatibleSuspectError(
+                f"The suspect answered one number for each sample, in [{answer.min():g}, {answer.max():g}]: class "
+                f"indices 0 to {self.nb_classes - 1} are labels; scores must be those of all classes, two or more."
+            )
+        self.kind = "labels"
+        rows = torch.nn.functional.one_hot(answer.masked_fill(bad, 0).long(), self.nb_classes).float()
+        return rows.masked_fill(bad[:, None], torch.nan)
 
     def _native(self, x: Tensor) -> Tensor:
-        """Return samples as the suspect wants them: channels last or flat if need be."""
+        """Return samples on the device as the suspect wants them: channels last or flat if need be."""
+        x = x.to(self.device)
         if not self._channels_first:
             return x.movedim(1, -1).contiguous()
         return x.flatten(1) if len(self.classifier.input_shape) == 1 else x
 
-    def _as_logits(self, answer: Tensor) -> Tensor:
-        return to_logits(answer) if self.kind == "probabilities" else answer
-
+    # ------------------------------------------------------------------ layers
     @property
     def view(self) -> LogitsNetwork:
         """The white-box view. Only for PyTorch suspects.
@@ -157,11 +271,12 @@ class Suspect:
         view = self.view
         view.network.eval()
         parts = []
-        for part in x.split(self.batch_size):
-            self._spend(len(part))
-            with _answering():
-                output = tap(view.network, layer, view.preprocess(self._native(part).to(view.device)))
-            parts.append((output if reduce is None else reduce(output)).cpu())
+        with tapped(view.network, layer) as run:
+            for part in x.split(self.batch_size):
+                self._spend(len(part))
+                with _answering():
+                    output = run(view.preprocess(self._native(part).to(view.device)))
+                parts.append((output if reduce is None else reduce(output)).cpu())
         return torch.cat(parts)
 
     def _spend(self, n: int) -> None:
@@ -170,6 +285,18 @@ class Suspect:
                 f"The next {n} queries would exceed the budget of {self.budget}; {self.queries} were sent."
             )
         self.queries += n
+
+
+class _Softened(Suspect):
+    """Replays a suspect's answers as probabilities."""
+
+    def __init__(self, suspect: Suspect) -> None:
+        super().__init__(suspect.classifier, suspect.batch_size, "probabilities")
+        self.device = suspect.device
+        self._left = iter(suspect._recorded or ())
+
+    def _ask(self, x: Tensor) -> Tensor:
+        return to_probabilities(next(self._left))
 
 
 @contextmanager
@@ -185,11 +312,9 @@ def _answering() -> Iterator[None]:
         ) from error
 
 
-def same_space(kind: OutputKind, other: OutputKind) -> bool:
+def same_space(kind: str, other: str) -> bool:
     """Warn and return ``False`` when one model gives logits and the other probabilities: compare probabilities then."""
     if kind == other:
         return True
-    warnings.warn(
-        f"The victim's answers are {kind}, the suspect's are {other}: both are compared as probabilities.", stacklevel=5
-    )
+    warn_caller(f"The victim's answers are {kind}, the suspect's are {other}: both are compared as probabilities.")
     return False

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
@@ -19,11 +20,13 @@ def get_layer(network: nn.Module, layer: str) -> nn.Module:
 
     :raises LayerNotFoundError: with the nearest names.
     """
-    modules = dict(network.named_modules())
-    if not isinstance(layer, str) or layer not in modules or layer == "":
-        near = near_names(modules, str(layer)) or [name for name in modules if name][:8]
-        raise LayerNotFoundError(f"The network has no layer {layer!r}. Near names: {', '.join(near)}.")
-    return modules[layer]
+    names = []
+    for name, module in network.named_modules():
+        if name and name == layer:
+            return module
+        names.append(name)
+    near = near_names(names, str(layer)) or names[1:9]
+    raise LayerNotFoundError(f"The network has no layer {layer!r}. Near names: {', '.join(near)}.")
 
 
 def near_names(known: Iterable[str], layer: str) -> list[str]:
@@ -38,6 +41,16 @@ def tap(network: nn.Module, layer: str, prepared: Tensor) -> Tensor:
 
     :raises LayerNotFoundError: if the layer does not exist, is not reached, or does not return one tensor.
     """
+    with tapped(network, layer) as run:
+        return run(prepared)
+
+
+@contextmanager
+def tapped(network: nn.Module, layer: str) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Give :func:`tap` for many batches: a function of prepared inputs, valid inside the block.
+
+    Inside the block every forward pass of the network ends at the layer.
+    """
     module = get_layer(network, layer)
     found: list[Tensor] = []
 
@@ -49,11 +62,15 @@ def tap(network: nn.Module, layer: str, prepared: Tensor) -> Tensor:
         found.append(output)
         raise _LayerReached
 
+    def run(prepared: Tensor) -> Tensor:
+        try:
+            network(prepared)
+        except _LayerReached:
+            return found.pop()
+        raise LayerNotFoundError(f"Layer {layer!r} is not reached by the network's forward pass.")
+
     handle = module.register_forward_hook(keep)
     try:
-        network(prepared)
-    except _LayerReached:
-        return found[0]
+        yield run
     finally:
         handle.remove()
-    raise LayerNotFoundError(f"Layer {layer!r} is not reached by the network's forward pass.")

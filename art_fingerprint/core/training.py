@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from art_fingerprint.core.classifier import Preprocessing, has_batch_norm
+from art_fingerprint.core.notices import warn_caller
 from art_fingerprint.core.seeding import torch_generator
 from art_fingerprint.exceptions import InvalidInputError, TrainingDivergedError
 
 logger = logging.getLogger(__name__)
 
 Losses = dict[str, Tensor]
-Callback = Callable[[int, Mapping[str, float]], None]
+Callback = Callable[[int, Mapping[str, float]], bool | None]
 
 _RESIDENT_BYTES = 2**30
 
@@ -32,13 +33,22 @@ class Batch:
     """One mini-batch on the device.
 
     :ivar x: Preprocessed inputs.
-    :ivar index: Position of each sample in the data set, ``(B,)`` int64.
+    :ivar index: Position of each sample in the data set, ``(B,)`` int64; empty where samples have none.
     :ivar flipped: 1 where the sample is mirrored, else 0, ``(B,)`` int64; selects the row of a label table ``(2, n)``.
+    :ivar y: Labels ``(B,)`` that came with the samples of a stream, else ``None``.
     """
 
     x: Tensor
     index: Tensor
     flipped: Tensor
+    y: Tensor | None = None
+
+
+class EpochBatches(Protocol):
+    """Endless batches that know how many of them make an epoch."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+    def __len__(self) -> int: ...
 
 
 class Batches:
@@ -56,6 +66,7 @@ class Batches:
     :param hflip: Mirror each sample left to right with probability 1/2.
     :param max_shift: Move each sample by up to so many pixels in both directions, zeros coming in (torch preprocessing
         only). For training with given labels: those of a victim are not cached for shifted samples.
+    :param origin: What :attr:`Batch.index` says of each sample, ``(n,)`` int64; default: its position in ``x``.
     """
 
     def __init__(
@@ -67,7 +78,9 @@ class Batches:
         seed: int,
         hflip: bool = False,
         max_shift: int = 0,
+        origin: Tensor | None = None,
     ) -> None:
+        self._origin = None if origin is None else origin.to(device)
         self._max_shift = max_shift if preprocess.differentiable else 0
         self.batch_size = min(batch_size, len(x))
         self.device = device
@@ -81,6 +94,11 @@ class Batches:
         resident = sum(v.numel() * v.element_size() for v in variants) <= _RESIDENT_BYTES
         self._resident = resident or device.type == "cpu"
         self._variants = [v.to(device) if self._resident else v.pin_memory() for v in variants]
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        whole, rest = divmod(len(self._variants[0]), self.batch_size)
+        return whole + (rest > 1)
 
     def __iter__(self) -> Iterator[Batch]:
         n = len(self._variants[0])
@@ -103,7 +121,7 @@ class Batches:
             x = torch.where(mirrored.bool().view(-1, *[1] * (x.ndim - 1)), twin, x)
         if self._max_shift:
             x = random_shift(x, self._max_shift, self._generator)
-        return Batch(self._preprocess(x), where, mirrored)
+        return Batch(self._preprocess(x), where if self._origin is None else self._origin[where], mirrored)
 
 
 def random_shift(x: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
@@ -129,16 +147,16 @@ def check_batches(n: int, batch_size: int, network: nn.Module) -> None:
             f"batch_size={batch_size}; use two or more of both."
         )
     if n < batch_size:
-        warnings.warn(f"There are only {n} samples; batch_size is reduced from {batch_size} to {n}.", stacklevel=5)
+        warn_caller(f"There are only {n} samples; batch_size is reduced from {batch_size} to {n}.")
 
 
 def fit(
-    batches: Batches,
+    batches: Iterable[Batch],
     loss: Callable[[Batch], Losses],
     optimizer: torch.optim.Optimizer,
     max_iter: int,
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
-    after_step: Callable[[], None] | None = None,
+    after_step: Callable[[], bool | None] | None = None,
     callback: Callback | None = None,
     callback_interval: int = 100,
     description: str = "training",
@@ -154,9 +172,9 @@ def fit(
     :param optimizer: Stepped once for each batch.
     :param max_iter: Number of steps.
     :param scheduler: Stepped after the optimiser.
-    :param after_step: Called after each step, e.g. to re-apply a pruning mask.
+    :param after_step: Called after each step, e.g. to re-apply a pruning mask. True ends the training.
     :param callback: Called with the step and the mean of each term since the last call: at step 0 (no terms), every
-        ``callback_interval`` steps, and at the end.
+        ``callback_interval`` steps, and at the end. True ends the training.
     :param callback_interval: Steps between two readings.
     :param description: Label of the progress bar.
     :param verbose: Show the progress bar.
@@ -178,11 +196,10 @@ def fit(
             optimizer.step()
             if scheduler is not None:
                 scheduler.step()
-            if after_step is not None:
-                after_step()
+            ended = after_step is not None and after_step() is True
             unread.append(values.detach())
             bar.update()
-            if step % callback_interval == 0 or step == max_iter:
+            if ended or step % callback_interval == 0 or step == max_iter:
                 table = torch.stack(unread).tolist()
                 for earlier, row in enumerate(table, step - len(table) + 1):
                     if not all(map(math.isfinite, row)):
@@ -192,9 +209,10 @@ def fit(
                         )
                 means = {n: sum(column) / len(table) for n, column in zip(terms, zip(*table, strict=True), strict=True)}
                 bar.set_postfix({name: f"{value:.3g}" for name, value in means.items()}, refresh=False)
-                if callback is not None:
-                    callback(step, means)
+                ended = (callback is not None and callback(step, means) is True) or ended
                 unread = []
+            if ended:
+                break
     return means
 
 
@@ -210,7 +228,7 @@ def linear_l2(network: nn.Module) -> Tensor:
 
 
 @torch.no_grad()
-def recalibrate_batch_norm(network: nn.Module, batches: Batches, nb_batches: int) -> None:
+def recalibrate_batch_norm(network: nn.Module, batches: Iterable[Batch], nb_batches: int) -> None:
     """Re-estimate BatchNorm statistics as the plain average over some batches; everything else is in evaluation mode.
 
     Layers that track no statistics are left alone; without any that does, nothing happens. Cost: ``nb_batches`` forward
