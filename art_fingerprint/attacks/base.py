@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import abc
 import logging
-import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from art.attacks.attack import Attack
+from art.data_generators import DataGenerator
 from art.estimators.classification import PyTorchClassifier
 from art.summary_writer import SummaryWriter, SummaryWriterDefault
-from torch import Tensor, nn
+from torch import nn
 
+from art_fingerprint.attacks.substitute import StreamedSet
+from art_fingerprint.attacks.substitute import SubstituteSet as SubstituteSet  # where attacks look for it
 from art_fingerprint.core.checks import check_flag, check_images, check_labels, check_number, check_seed
 from art_fingerprint.core.classifier import (
-    LogitsNetwork,
     check_classifier,
     clone_classifier,
     clone_network,
@@ -27,9 +27,11 @@ from art_fingerprint.core.classifier import (
     guarded,
     network_of,
 )
+from art_fingerprint.core.cost import CostMeter, uncounted
 from art_fingerprint.core.parameters import as_json, changed_together
 from art_fingerprint.core.seeding import derive_seed, forked_random_state
-from art_fingerprint.core.training import Batches, check_batches
+from art_fingerprint.core.streams import DataStream
+from art_fingerprint.core.training import EpochBatches, check_batches
 from art_fingerprint.exceptions import InvalidInputError
 
 logger = logging.getLogger(__name__)
@@ -37,61 +39,14 @@ logger = logging.getLogger(__name__)
 SurrogateCallback = Callable[[int, PyTorchClassifier, Mapping[str, float]], None]
 
 
-@dataclass
-class SubstituteSet:
-    """The attacker's data and what the victim says about it.
-
-    :ivar x: Raw inputs on the host, ``(n, *input_shape)`` float32.
-    :ivar y: Labels given by the caller ``(n,)``, or ``None``.
-    """
-
-    x: Tensor
-    y: Tensor | None
-    victim: LogitsNetwork
-    batch_size: int
-    queries: int = 0
-    _rows: list[Tensor] = field(default_factory=list)
-
-    def victim_labels(self, hflip: bool) -> Tensor:
-        """Return the victim's labels ``(1, n)``, or ``(2, n)`` with those of the mirrored samples, on its device.
-
-        Computed once and kept. Cost: one forward sample for each entry.
-        """
-        for mirrored in range(len(self._rows), 1 + hflip):
-            x = self.x.flip(-1) if mirrored else self.x
-            self._rows.append(self.victim.predict(x, self.batch_size).argmax(1).to(self.victim.device))
-            self.queries += len(x)
-        return torch.stack(self._rows[: 1 + hflip])
-
-    def labels(self, hflip: bool) -> Tensor:
-        """Return the caller's labels where given, else the victim's, in the form of :meth:`victim_labels`."""
-        if self.y is None:
-            return self.victim_labels(hflip)
-        return self.y.to(self.victim.device).expand(1 + hflip, -1)
-
-    def check_classes(self, nb_classes: int, allow_degenerate: bool) -> None:
-        """Refuse a set that the victim puts into one class; warn when it is close to that."""
-        counts = torch.bincount(self.victim_labels(False)[0].cpu(), minlength=nb_classes)
-        present, share = int((counts > 0).sum()), float(counts.max()) / len(self.x)
-        if present == 1 and not allow_degenerate:
-            raise InvalidInputError(
-                f"The victim puts all {len(self.x)} substitute samples into class {int(counts.argmax())}; samples of "
-                "several classes are needed (allow_degenerate=True lifts this check)."
-            )
-        if present < min(nb_classes, 3) or share > 0.9:
-            warnings.warn(
-                f"The substitute set is unbalanced: the victim sees {present} of {nb_classes} classes in it and puts "
-                f"{share:.0%} into one; expect a loss of accuracy.",
-                stacklevel=4,
-            )
-
-
 class RemovalAttack(Attack):
     """Base of all attacks that derive a surrogate from a victim.
 
     ``generate`` checks the input, copies the victim, seeds, calls the hook :meth:`_derive` and packages the result. The
     victim comes back bit-identical, also after an error, and shares no storage with the surrogate. The surrogate's
-    ``surrogate_info`` says how it was made: attack, parameters, seconds, victim queries, and what the attack reports.
+    ``surrogate_info`` says how it was made: ``attack``, ``params``, ``samples``, ``victim_queries``, ``seconds``,
+    ``cost`` (passes of both networks, time and memory, see :class:`.CostMeter`; without the callback's), and what the
+    attack reports.
 
     :ivar batch_size: Samples in a training batch.
     :ivar hflip: Random horizontal flips during training.
@@ -112,6 +67,8 @@ class RemovalAttack(Attack):
         "verbose",
     ]
     _estimator_requirements = (PyTorchClassifier,)
+    #: Whether the attack reads its data through batches alone, so that it also works on an ART ``DataGenerator``.
+    reads_streams = False
 
     def __init__(
         self,
@@ -148,16 +105,46 @@ class RemovalAttack(Attack):
         """Return the classifier whose weights the surrogate starts from."""
         return self.estimator
 
+    def _check_flips(self) -> None:
+        """Refuse to mirror what is no image."""
+        victim = self.estimator
+        if self.hflip and (len(victim.input_shape) != 3 or not victim.channels_first):
+            raise InvalidInputError(
+                "hflip=True mirrors the last axis of images (channels, height, width), but the classifier has "
+                f"input_shape={tuple(victim.input_shape)} and channels_first={victim.channels_first}. Set hflip=False."
+            )
+
+    def _check_stream(self, y: object) -> None:
+        """Refuse a ``DataGenerator`` that this attack cannot read."""
+        if not self.reads_streams:
+            raise InvalidInputError(
+                f"{type(self).__name__} needs the whole substitute set at once: pass `x` as an array, not as a "
+                "DataGenerator."
+            )
+        if y is not None:
+            raise InvalidInputError("`y` must be None with a DataGenerator, which gives labels itself.")
+
+    def _check_labels(self, y: object, n: int) -> np.ndarray:
+        """Return the caller's labels as ``(n,)`` indices, or refuse them."""
+        return check_labels(y, n, self.estimator.nb_classes)
+
     def _check_data(self, data: SubstituteSet, network: nn.Module) -> None:
-        """Refuse data that this attack cannot work with. Called before anything is trained."""
-        check_batches(len(data.x), self.batch_size, network)
+        """Refuse data that this attack cannot work with. Called before anything is trained.
+
+        :param network: What is going to be trained, as it starts.
+        """
+        check_batches(data.size or self.batch_size, self.batch_size, network)
 
     # ------------------------------------------------------------------ public verb
-    def generate(self, x: np.ndarray, y: np.ndarray | None = None, **kwargs: Any) -> PyTorchClassifier:
+    def generate(self, x: np.ndarray | DataGenerator, y: np.ndarray | None = None, **kwargs: Any) -> PyTorchClassifier:
         """Derive a surrogate from the victim.
 
-        :param x: Substitute set, ``(n, *input_shape)`` float32 in ``clip_values``.
-        :param y: Labels, ``(n,)`` indices or ``(n, nb_classes)`` one-hot. ``None``: the victim's predictions.
+        :param x: Substitute set, ``(n, *input_shape)`` float32 in ``clip_values``; or, where ``reads_streams`` says so,
+            an ART ``DataGenerator`` of such batches ``(x, y)``, y may be ``None``. Its samples are cut into batches of
+            ``batch_size`` in its order and never kept, so the victim is asked about each of them when it is used; the
+            classes are checked on the first batch.
+        :param y: Labels, ``(n,)`` indices or ``(n, nb_classes)`` one-hot. ``None``: the victim's predictions. With a
+            ``DataGenerator``: its labels, or the victim's predictions if it has none.
         :param kwargs: None are known; everything belongs into the constructor.
         :return: A new classifier, in evaluation mode, with the victim's metadata.
         :raises InvalidInputError: bad data or parameters; nothing was trained.
@@ -169,22 +156,28 @@ class RemovalAttack(Attack):
             )
         self._check_params()
         victim = self.estimator
-        images = check_images(x, tuple(victim.input_shape), victim.clip_values)
-        if self.hflip and (len(victim.input_shape) != 3 or not victim.channels_first):
-            raise InvalidInputError(
-                "hflip=True mirrors the last axis of images (channels, height, width), but the classifier has "
-                f"input_shape={tuple(victim.input_shape)} and channels_first={victim.channels_first}. Set hflip=False."
-            )
-        labels = None if y is None else torch.from_numpy(check_labels(y, len(images), victim.nb_classes))
+        shape = tuple(victim.input_shape)
+        if isinstance(x, DataGenerator):
+            self._check_stream(y)
+        else:
+            images = torch.from_numpy(check_images(x, shape, victim.clip_values))
+            labels = None if y is None else torch.from_numpy(self._check_labels(y, len(images)))
+        self._check_flips()
         if victim.use_amp:
             warnings.warn("The classifier's use_amp is ignored: attacks train in float32.", stacklevel=2)
         view = check_classifier(victim)
-        started = time.perf_counter()
-        with guarded(victim), forked_random_state(self.seed, type(self).__name__):
+        meter = CostMeter(view.device)
+        with guarded(victim), forked_random_state(self.seed, type(self).__name__), meter:
             view.network.eval().requires_grad_(False)
-            data = SubstituteSet(torch.from_numpy(images), labels, view, self.batch_size)
-            self._check_data(data, view.network)
+            meter.watch("victim", view.network)
+            if isinstance(x, DataGenerator):
+                stream = DataStream(x, shape, victim.nb_classes, victim.clip_values)
+                data: SubstituteSet = StreamedSet(stream, view, self.batch_size, self.hflip, meter)
+            else:
+                data = SubstituteSet(images, labels, view, self.batch_size, self.hflip, meter)
             network = clone_network(network_of(self._start())).to(view.device)
+            self._check_data(data, network)
+            meter.watch("surrogate", network)
             surrogate = clone_classifier(victim, network)
             for parameter in network.parameters():
                 parameter.requires_grad_(parameter.is_floating_point())
@@ -196,9 +189,10 @@ class RemovalAttack(Attack):
         surrogate.surrogate_info = {
             "attack": type(self).__name__,
             "params": self.params(),
-            "samples": len(images),
+            "samples": data.size,
             "victim_queries": data.queries,
-            "seconds": time.perf_counter() - started,
+            "seconds": meter.seconds,
+            "cost": {"samples": data.size, "victim_queries": data.queries, **meter.account()},
             **report,
         }
         return surrogate
@@ -232,9 +226,8 @@ class RemovalAttack(Attack):
         check_flag("verbose", self.verbose)
 
     # ------------------------------------------------------------------ tools for subclasses
-    def _batches(self, data: SubstituteSet, *purpose: str) -> Batches:
-        seed = derive_seed(self.seed, type(self).__name__, *purpose)
-        return Batches(data.x, data.victim.preprocess, self.batch_size, data.victim.device, seed, self.hflip)
+    def _batches(self, data: SubstituteSet, *purpose: str) -> EpochBatches:
+        return data.batches(derive_seed(self.seed, type(self).__name__, *purpose))
 
     def _watch(self, surrogate: PyTorchClassifier) -> Callable[[int, Mapping[str, float]], None]:
         """Return the training loop's callback: summary writer, then the user's, with the surrogate in eval mode."""
@@ -247,7 +240,7 @@ class RemovalAttack(Attack):
             elif self.summary_writer is not None:
                 self.summary_writer.update(batch_id=0, global_step=step, **losses)
             if self.callback is not None:
-                with evaluating(network), forked_random_state():
+                with evaluating(network), forked_random_state(), uncounted():
                     self.callback(step, surrogate, dict(losses))
 
         return watch

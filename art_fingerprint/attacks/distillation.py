@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,10 +13,12 @@ from art.summary_writer import SummaryWriter
 from torch import Tensor, nn
 
 from art_fingerprint.attacks.base import SubstituteSet, SurrogateCallback
+from art_fingerprint.attacks.stealing import SurrogateFactory, check_factory, fresh_classifier
 from art_fingerprint.attacks.supervised import SupervisedAttack
-from art_fingerprint.core.checks import check_flag, check_number, check_sequence
-from art_fingerprint.core.classifier import network_of
+from art_fingerprint.core.checks import check_choice, check_flag, check_number, check_sequence
+from art_fingerprint.core.classifier import evaluating, network_of
 from art_fingerprint.core.layers import LayerTrace, recorded, resolve_layer, stages
+from art_fingerprint.core.seeding import forked_random_state
 from art_fingerprint.core.training import Losses
 from art_fingerprint.exceptions import InvalidInputError
 
@@ -43,12 +46,50 @@ def distillation_layers(network: nn.Module, example: Tensor) -> list[str]:
     return found[-2:]
 
 
+class Projection(nn.Module):
+    """Brings a student's features to the shape of the victim's, by a learned linear map over channels.
+
+    Feature maps ``(n, C, H, W)`` are averaged or repeated to the victim's height and width, token sequences
+    ``(n, N, D)`` to its number of tokens. Features of another rank are compared as means over positions.
+
+    :param student: Shape of the student's features, with the sample axis.
+    :param teacher: Shape of the victim's.
+    """
+
+    def __init__(self, student: torch.Size, teacher: torch.Size) -> None:
+        super().__init__()
+        self._size: tuple[int, ...] = ()
+        self._pooled = len(student) != len(teacher)
+        inner, outer = _channel_axis(student), _channel_axis(teacher)
+        if not self._pooled and len(teacher) > 2:
+            self._size = tuple(size for axis, size in enumerate(teacher) if axis not in (0, outer))
+        self.map = nn.Linear(student[inner], teacher[outer])
+
+    def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both in one shape, channels last."""
+        student, teacher = (z.movedim(_channel_axis(z.shape), 1) for z in (student, teacher))
+        if self._pooled:
+            student, teacher = (z.flatten(2).mean(2) if z.ndim > 2 else z for z in (student, teacher))
+        elif self._size:
+            pool = F.adaptive_avg_pool1d if len(self._size) == 1 else F.adaptive_avg_pool2d
+            student = pool(student, self._size)  # type: ignore[arg-type]
+        return self.map(student.movedim(1, -1)), teacher.movedim(1, -1)
+
+
+def _channel_axis(shape: torch.Size) -> int:
+    return 2 if len(shape) == 3 else 1  # tokens have their features last
+
+
 class DistillationAttack(SupervisedAttack):
     """Feature distillation from the victim, the row "Distill" of the RemovalNet paper.
 
     The student starts from the victim's weights. Loss: CE + ``feature_weight`` * sum over late layers of the mean
     squared difference to the victim's features + ``linear_l2`` * 0.5 * sum of squares over Linear layers. Teacher in
     evaluation, student in training mode. Settings: the authors' code.
+
+    Ours: ``init="random"`` distils into fresh weights, ``surrogate_factory`` into another architecture. Where the
+    student's features have another shape than the victim's, they go through a :class:`Projection`, which is
+    trained along and thrown away.
 
     Shape: ``generate(x, y)`` with x ``(n, C, H, W)`` float32 in ``clip_values``, y indices, one-hot, or ``None`` for
     the victim's labels.
@@ -57,6 +98,11 @@ class DistillationAttack(SupervisedAttack):
 
     :param classifier: The victim.
     :param layers: Names or stage numbers of the layers; ``None``: see :func:`distillation_layers`.
+    :param init: Weights of a student of the victim's architecture: ``"victim"``'s, or ``"random"``.
+    :param surrogate_factory: Makes the student's network instead, any architecture with the victim's inputs and
+        classes, with weights of its own; ``None``: the victim's architecture.
+    :param student_layers: Names or stage numbers of the student's layers, one for each of ``layers``; ``None``: those
+        of ``layers`` in the victim's architecture, see :func:`distillation_layers` in another.
     :param feature_weight: Weight of each layer's squared difference.
     :param learning_rate: SGD learning rate.
     :param lr_jitter: The rate is multiplied by ``1 + lr_jitter u``, u uniform on [0, 1).
@@ -75,13 +121,25 @@ class DistillationAttack(SupervisedAttack):
     :param verbose: Show a progress bar.
     """
 
-    attack_params = [*SupervisedAttack.attack_params, "layers", "feature_weight", "allow_degenerate"]
+    reads_streams = True
+    attack_params = [
+        *SupervisedAttack.attack_params,
+        "layers",
+        "init",
+        "surrogate_factory",
+        "student_layers",
+        "feature_weight",
+        "allow_degenerate",
+    ]
 
     def __init__(
         self,
         classifier: PyTorchClassifier,
         layers: Sequence[str | int] | None = None,
         *,
+        init: str = "victim",
+        surrogate_factory: SurrogateFactory | None = None,
+        student_layers: Sequence[str | int] | None = None,
         feature_weight: float = 0.1,
         learning_rate: float = 1e-3,
         lr_jitter: float = 1.0,
@@ -117,6 +175,9 @@ class DistillationAttack(SupervisedAttack):
             verbose=verbose,
         )
         self.layers = layers
+        self.init = init
+        self.surrogate_factory = surrogate_factory
+        self.student_layers = student_layers
         self.feature_weight = feature_weight
         self.allow_degenerate = allow_degenerate
         self._check_params()
@@ -125,40 +186,94 @@ class DistillationAttack(SupervisedAttack):
         super()._check_params()
         check_number("feature_weight", self.feature_weight, 0)
         check_flag("allow_degenerate", self.allow_degenerate)
-        if self.layers is not None:
-            self.layers = check_sequence("layers", self.layers)
-            if not self.layers:
-                raise InvalidInputError("`layers` is empty; give names or stage numbers, or None.")
+        for name in ("layers", "student_layers"):
+            if getattr(self, name) is not None:
+                setattr(self, name, check_sequence(name, getattr(self, name)))
+                if not getattr(self, name):
+                    raise InvalidInputError(f"`{name}` is empty; give names or stage numbers, or None.")
+        check_choice("init", self.init, ("victim", "random"))
+        check_factory(self.surrogate_factory)
 
-    def _layers(self, network: nn.Module, example: Tensor) -> list[str]:
-        if self.layers is None:
+    def _start(self) -> PyTorchClassifier:
+        if self.surrogate_factory is None and self.init == "victim":
+            return self.estimator
+        return fresh_classifier(self.estimator, self.surrogate_factory, self.seed, type(self).__name__)
+
+    def _pairs(self, teacher: nn.Module, student: nn.Module, example: Tensor) -> list[_Pair]:
+        """Return the layers that are compared, with the shapes of their features. Cost: a forward pass through both."""
+        names = self._layers(self.layers, teacher, example)
+        if self.student_layers is None and self.surrogate_factory is None:
+            twins = names
+        else:
+            twins = self._layers(self.student_layers, student, example)
+        if len(twins) != len(names):
+            raise InvalidInputError(
+                f"The victim's features come from {len(names)} layer(s) ({', '.join(names)}), the student's from "
+                f"{len(twins)} ({', '.join(twins)}): name as many in `layers` and `student_layers`."
+            )
+        with (
+            torch.no_grad(),
+            evaluating(student),
+            recorded(teacher, names) as wanted,
+            recorded(student, twins) as found,
+        ):
+            teacher(example)
+            student(example)
+        return [
+            _Pair(name, twin, _features(name, wanted[name]).shape, _features(twin, found[twin]).shape)
+            for name, twin in zip(names, twins, strict=True)
+        ]
+
+    @staticmethod
+    def _layers(chosen: Sequence[str | int] | None, network: nn.Module, example: Tensor) -> list[str]:
+        if chosen is None:
             return distillation_layers(network, example)
-        return [resolve_layer(network, layer, example) for layer in self.layers]
+        return [resolve_layer(network, layer, example) for layer in chosen]
 
     def _check_data(self, data: SubstituteSet, network: nn.Module) -> None:
         super()._check_data(data, network)
         data.check_classes(self.estimator.nb_classes, self.allow_degenerate)
-        example = data.victim.preprocess(data.x[:2].to(data.victim.device))
-        names = self._layers(network, example)
-        with torch.no_grad(), recorded(network, names) as traces:
-            network(example)
-        for name, trace in traces.items():
-            _features(name, trace)
+        self._pairs(data.victim.network, network, data.example(2).x)
 
     def _derive(self, surrogate: PyTorchClassifier, data: SubstituteSet) -> dict[str, Any]:
-        teacher = data.victim.network
-        names = self._layers(teacher, data.victim.preprocess(data.x[:2].to(data.victim.device)))
+        teacher, network = data.victim.network, network_of(surrogate)
+        pairs = self._pairs(teacher, network, data.example(2).x)
+        names, twins = [pair.teacher for pair in pairs], [pair.student for pair in pairs]
+        with forked_random_state(self.seed, type(self).__name__, "projections"):
+            bridges = nn.ModuleDict(
+                {str(k): Projection(p.student_shape, p.teacher_shape) for k, p in enumerate(pairs) if not p.alike}
+            ).to(data.victim.device)
 
         def features(student: nn.Module, prepared: Tensor) -> tuple[Tensor, Losses]:
             with torch.no_grad(), recorded(teacher, names) as wanted:
                 teacher(prepared)
-            with recorded(student, names) as found:
+            with recorded(student, twins) as found:
                 output = student(prepared)
-            gaps = [F.mse_loss(_features(name, found[name]), _features(name, wanted[name])) for name in names]
+            gaps = []
+            for k, (name, twin) in enumerate(zip(names, twins, strict=True)):
+                z, target = _features(twin, found[twin]), _features(name, wanted[name])
+                if str(k) in bridges:
+                    z, target = bridges[str(k)](z, target)
+                gaps.append(F.mse_loss(z, target))
             return output, {"features": self.feature_weight * torch.stack(gaps).sum()}
 
-        report = self._train(surrogate, data, network_of(surrogate).parameters(), more_losses=features)
-        return {**report, "layers": names}
+        trained = [*network.parameters(), *bridges.parameters()]
+        report = self._train(surrogate, data, trained, more_losses=features)
+        return {**report, "layers": names, "student_layers": twins}
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two layers that are compared, and the shapes of their features with the sample axis."""
+
+    teacher: str
+    student: str
+    teacher_shape: torch.Size
+    student_shape: torch.Size
+
+    @property
+    def alike(self) -> bool:
+        return self.teacher_shape == self.student_shape
 
 
 def _features(name: str, trace: LayerTrace) -> Tensor:

@@ -6,21 +6,25 @@ H. Yao et al., "RemovalNet: DNN Fingerprint Removal Attacks", IEEE Transactions 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from art.estimators.classification import PyTorchClassifier
 from art.summary_writer import SummaryWriter
-from torch import nn
+from torch import Tensor, nn
 
 from art_fingerprint.attacks import removalnet_terms as terms
 from art_fingerprint.attacks.base import RemovalAttack, SubstituteSet, SurrogateCallback
+from art_fingerprint.attacks.removalnet_keep_best import BestIterate, held_back_rows
+from art_fingerprint.attacks.removalnet_presets import preset_row
 from art_fingerprint.attacks.removalnet_run import RemovalNetRun
 from art_fingerprint.core.checks import check_choice, check_flag, check_number, check_sequence
+from art_fingerprint.core.classifier import network_of
 from art_fingerprint.core.outputs import OutputKind
-from art_fingerprint.core.seeding import numpy_generator
-from art_fingerprint.core.training import fit, recalibrate_batch_norm
+from art_fingerprint.core.seeding import derive_seed, numpy_generator
+from art_fingerprint.core.training import Batches, EpochBatches, check_batches, fit, recalibrate_batch_norm
+from art_fingerprint.core.weight_format import channels_last, weights_in
 from art_fingerprint.exceptions import InvalidInputError
 
 
@@ -46,7 +50,10 @@ class RemovalNetAttack(RemovalAttack):
     Shape: ``generate(x)`` with x ``(n, C, H, W)`` float32 in ``clip_values``; labels are not used.
 
     Cost of an iteration, head h and tail t in forward samples: 2(h+t) + ``inner_steps`` t forward, (h+t) full backward
-    and ``inner_steps`` t backward to z; once: n victim queries (2n with flips).
+    and ``inner_steps`` t backward to z, 4h + (4 + 2 ``inner_steps``) t in all; once: n victim queries (2n with flips).
+    Convolution weights are kept in channels-last order while they are trained, and the tail's BatchNorm is folded into
+    them for the inner steps; both change values by rounding alone. ``keep_best``: one pass of both networks over the
+    held-back samples for each judgement, and ``bn_recalibrate`` batches; memory for one more copy of the weights.
 
     :param classifier: The victim.
     :param layer: Where to cut: dotted name, stage number (1 = first), or ``None`` for the last stage that keeps a
@@ -60,8 +67,8 @@ class RemovalNetAttack(RemovalAttack):
     :param log_weight: Weight mu of the log-distance.
     :param shuffle_ratio: Share rho of channels shuffled each time, [0, 1]; 0 disables.
     :param shuffle_dim: Axis that is shuffled: 1 (channels, or tokens) or -1 (embedding features of tokens).
-    :param shuffle_skip_prefix: Leave the first token (the class token) in its place. Only for tokens and
-        ``shuffle_dim=1``.
+    :param shuffle_skip_prefix: Leave class and register tokens in their places: as many as timm's
+        ``num_prefix_tokens`` says, else the first. Only for tokens and ``shuffle_dim=1``.
     :param distance: ``"l2"`` or ``"cosine"``.
     :param distance_scope: ``"batch"``: one norm over the whole batch (code); ``"sample"``: mean over samples.
     :param latent_source: Whose latent and tail: ``"surrogate"`` (code) or ``"victim"`` (text).
@@ -80,11 +87,22 @@ class RemovalNetAttack(RemovalAttack):
     :param subset_ratio: Share r of the training set that the attacker holds; the learning rate becomes lr (1 - r), or
         lr (0.9 + 0.2 u) for r >= 0.9, u uniform on [0, 1).
     :param bn_recalibrate: Batches for re-estimating BatchNorm statistics at the end; 0 keeps the paper's setting.
+    :param keep_best: Share of the substitute set, (0, 0.5], that is held back from training to choose the iterate that
+        is returned: of those that agree with the victim on at least ``min_agreement`` of the held-back samples, the
+        farthest from it (relative distance of the latents plus half the mean L1 distance of the probabilities; see
+        :class:`.Judgement`). If none does, the one that agrees most, with a warning. Iterates are judged every
+        ``callback_interval`` steps, recalibrated as they would be returned. ``None`` returns the last one.
+    :param min_agreement: Agreement with the victim's classes that ``keep_best`` asks for, [0, 1].
+    :param patience: End after so many judgements of ``keep_best`` without a better iterate. ``None``: all steps.
     :param reference_double_pass: Run the head twice in training mode, as the code does: its BatchNorm statistics move
         twice.
     :param surrogate: Start from this classifier's weights instead of the victim's (same input and classes; the layer
         must exist in it).
     :param output: What the models return: ``"auto"``, ``"logits"`` or ``"probabilities"``.
+    :param autocast: ``"float32"``, or ``"bf16"``: passes of the networks in bfloat16 autocast, latents and losses in
+        float32. Faster where the processor has bfloat16 instructions.
+    :param compile: Run the tail of the inner steps through ``torch.compile``. Takes seconds to minutes at the start;
+        one warning where it is impossible. Measured without gain on a CPU.
     :param require_single_tensor: Refuse layers inside a branch, whose tail needs more than z.
     :param allow_degenerate: Accept a substitute set that the victim puts into one class.
     :param callback: ``callback(step, surrogate, losses)``.
@@ -94,6 +112,7 @@ class RemovalNetAttack(RemovalAttack):
     :param verbose: Show a progress bar.
     """
 
+    reads_streams = True
     attack_params = [
         *RemovalAttack.attack_params,
         "layer",
@@ -122,9 +141,14 @@ class RemovalNetAttack(RemovalAttack):
         "max_iter",
         "subset_ratio",
         "bn_recalibrate",
+        "keep_best",
+        "min_agreement",
+        "patience",
         "reference_double_pass",
         "surrogate",
         "output",
+        "autocast",
+        "compile",
         "require_single_tensor",
         "allow_degenerate",
     ]
@@ -161,9 +185,14 @@ class RemovalNetAttack(RemovalAttack):
         hflip: bool = True,
         subset_ratio: float | None = None,
         bn_recalibrate: int = 0,
+        keep_best: float | None = None,
+        min_agreement: float = 0.95,
+        patience: int | None = None,
         reference_double_pass: bool = False,
         surrogate: PyTorchClassifier | None = None,
         output: OutputKind = "auto",
+        autocast: str = "float32",
+        compile: bool = False,
         require_single_tensor: bool = False,
         allow_degenerate: bool = False,
         callback: SurrogateCallback | None = None,
@@ -208,9 +237,14 @@ class RemovalNetAttack(RemovalAttack):
         self.max_iter = max_iter
         self.subset_ratio = subset_ratio
         self.bn_recalibrate = bn_recalibrate
+        self.keep_best = keep_best
+        self.min_agreement = min_agreement
+        self.patience = patience
         self.reference_double_pass = reference_double_pass
         self.surrogate = surrogate
         self.output = output
+        self.autocast = autocast
+        self.compile = compile
         self.require_single_tensor = require_single_tensor
         self.allow_degenerate = allow_degenerate
         self._check_params()
@@ -244,10 +278,18 @@ class RemovalNetAttack(RemovalAttack):
         if self.subset_ratio is not None:
             check_number("subset_ratio", self.subset_ratio, 0, 1, open_low=True)
         check_number("bn_recalibrate", self.bn_recalibrate, 0, integer=True)
-        flags = ("shuffle_skip_prefix", "reference_double_pass", "require_single_tensor", "allow_degenerate")
+        if self.keep_best is not None:
+            check_number("keep_best", self.keep_best, 0, 0.5, open_low=True)
+        check_number("min_agreement", self.min_agreement, 0, 1)
+        if self.patience is not None:
+            check_number("patience", self.patience, 1, integer=True)
+            if self.keep_best is None:
+                raise InvalidInputError("`patience` counts the judgements of `keep_best`; set that too.")
+        flags = ("shuffle_skip_prefix", "reference_double_pass", "compile", "require_single_tensor", "allow_degenerate")
         for name in flags:
             check_flag(name, getattr(self, name))
         check_choice("output", self.output, ("auto", "logits", "probabilities"))
+        check_choice("autocast", self.autocast, ("float32", "bf16"))
         if self.surrogate is not None:
             if not isinstance(self.surrogate, PyTorchClassifier):
                 raise InvalidInputError(f"`surrogate` must be a PyTorchClassifier or None, got {self.surrogate!r}.")
@@ -257,6 +299,18 @@ class RemovalNetAttack(RemovalAttack):
                         f"`surrogate` has {fact}={getattr(self.surrogate, fact)}, the victim "
                         f"{getattr(self.estimator, fact)}; they must be equal."
                     )
+
+    @classmethod
+    def from_preset(cls, classifier: PyTorchClassifier, name: str, **overrides: Any) -> RemovalNetAttack:
+        """Return an attack with the authors' settings for a data set; keyword arguments win over them.
+
+        :param classifier: The victim.
+        :param name: A row of :data:`.PRESETS`: victim's data set, and the substitute set where that has settings of its
+            own.
+        :param overrides: Further parameters, e.g. ``subset_ratio=0.1``.
+        :raises InvalidInputError: unknown name; near names are listed.
+        """
+        return cls(classifier, **{**preset_row(name), **overrides})
 
     def params(self) -> dict[str, Any]:
         """Return the parameters as JSON values; callables and the starting surrogate are left out."""
@@ -272,29 +326,75 @@ class RemovalNetAttack(RemovalAttack):
 
     def _check_data(self, data: SubstituteSet, network: nn.Module) -> None:
         super()._check_data(data, network)
+        if self.keep_best is not None:
+            data.needs_array("keep_best")
+            trained, held = self._rows(len(data.x))
+            if len(trained) < 2:
+                raise InvalidInputError(
+                    f"keep_best={self.keep_best} holds back {len(held)} of {len(data.x)} samples; two or more must be "
+                    "left to train on."
+                )
+            if len(data.x) >= self.batch_size:
+                check_batches(len(trained), self.batch_size, network)
         data.victim.kind = self.output
         data.check_classes(self.estimator.nb_classes, self.allow_degenerate)
 
     def _start(self) -> PyTorchClassifier:
         return self.estimator if self.surrogate is None else self.surrogate
 
+    def _rows(self, n: int) -> tuple[Tensor, Tensor]:
+        """Return which of n samples are trained on and which are held back."""
+        return held_back_rows(n, self.keep_best or 0.0, self.seed)
+
+    def _batches(self, data: SubstituteSet, *purpose: str) -> EpochBatches:
+        if self.keep_best is None:
+            return super()._batches(data, *purpose)
+        rows, _ = self._rows(len(data.x))
+        seed = derive_seed(self.seed, type(self).__name__, *purpose)
+        preprocess, device = data.victim.preprocess, data.victim.device
+        return Batches(data.x[rows], preprocess, self.batch_size, device, seed, self.hflip, origin=rows)
+
     def _derive(self, surrogate: PyTorchClassifier, data: SubstituteSet) -> dict[str, Any]:
-        run = RemovalNetRun(self, surrogate, data)
-        optimizer = torch.optim.SGD(
-            run.network.parameters(), self.scaled_learning_rate(), self.momentum, weight_decay=self.weight_decay
-        )
+        network = network_of(surrogate)
+        with channels_last(network, data.example(8).x):
+            return self._run(surrogate, network, data)
+
+    def _run(self, surrogate: PyTorchClassifier, network: nn.Module, data: SubstituteSet) -> dict[str, Any]:
+        nb_trained = data.batch_size if self.keep_best is None else len(self._rows(len(data.x))[0])
+        run = RemovalNetRun(self, surrogate, data, min(data.batch_size, nb_trained))
+        rate = self.scaled_learning_rate()
+        optimizer = torch.optim.SGD(network.parameters(), rate, self.momentum, weight_decay=self.weight_decay)
         horizon = max(1, int(self.lr_horizon * self.max_iter))
+        watch = self._watch(surrogate)
+
+        def recalibrate() -> None:
+            if self.bn_recalibrate:
+                recalibrate_batch_norm(network, self._batches(data, "recalibration"), self.bn_recalibrate)
+
+        best = None
+        if self.keep_best is not None:
+            held = data.x[self._rows(len(data.x))[1]]
+            facts = (held, self.batch_size, self.min_agreement, self.patience)
+            best = BestIterate(network, run.view, data.victim, run.layer, *facts, recalibrate)
+
+        def reading(step: int, losses: Mapping[str, float]) -> bool:
+            with weights_in(network, torch.contiguous_format):  # as the caller gets them
+                watch(step, losses)
+            return best is not None and best.judge(step)
+
         losses = fit(
             batches=self._batches(data),
             loss=run.losses,
             optimizer=optimizer,
             max_iter=self.max_iter,
             scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=horizon),
-            callback=self._watch(surrogate),
+            callback=reading,
             callback_interval=self.callback_interval,
             description="RemovalNet",
             verbose=self.verbose,
         )
-        if self.bn_recalibrate:
-            recalibrate_batch_norm(run.network, self._batches(data, "recalibration"), self.bn_recalibrate)
-        return run.report(losses)
+        if best is None:
+            recalibrate()
+            return run.report(losses)
+        best.restore()
+        return {**run.report(losses), "keep_best": best.report()}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,9 @@ from art_fingerprint.attacks import removalnet_terms as terms
 from art_fingerprint.attacks.base import SubstituteSet
 from art_fingerprint.core.classifier import LogitsNetwork
 from art_fingerprint.core.cut import LayerCut
+from art_fingerprint.core.frozen_cut import FrozenCut
 from art_fingerprint.core.layers import resolve_layer
+from art_fingerprint.core.notices import warn_caller
 from art_fingerprint.core.seeding import torch_generator
 from art_fingerprint.core.taps import tap
 from art_fingerprint.core.training import Batch, Losses
@@ -33,35 +36,44 @@ class RemovalNetRun:
     :param attack: Holds the parameters.
     :param surrogate: The copy that is trained.
     :param data: The substitute set, with the victim's view.
+    :param batch_size: Samples in a whole batch.
     :ivar network: The surrogate's network.
     :raises LayerNotFoundError: no such layer.
     :raises LayerCutError: the network cannot be cut there.
     :raises InvalidInputError: a parameter does not fit the latent.
     """
 
-    def __init__(self, attack: RemovalNetAttack, surrogate: PyTorchClassifier, data: SubstituteSet) -> None:
+    def __init__(
+        self, attack: RemovalNetAttack, surrogate: PyTorchClassifier, data: SubstituteSet, batch_size: int
+    ) -> None:
         self.attack = attack
         self.victim = data.victim
+        self.cost = data.cost
         # A surrogate of another origin may answer in another form than the victim.
         self.view = LogitsNetwork(surrogate, data.victim.kind if attack.surrogate is None else attack.output)
         self.network = self.view.network
-        self.labels = data.victim_labels(attack.hflip)
         self.generator = torch_generator(attack.seed, "RemovalNet", device=data.victim.device)
-        example = self.victim.preprocess(data.x[:8].to(self.victim.device))
+        sample = data.example(8)
+        example = sample.x
         self.network.eval()
         self.layer = resolve_layer(self.network, attack.layer, example)
         logger.info("RemovalNet cuts at layer %s.", self.layer)
         single = attack.require_single_tensor
-        self.cut = LayerCut(self.network, self.layer, example, single)
+        self.cut = FrozenCut(self.network, self.layer, example, single)
         # Only built where it is asked for: its tail would otherwise cost a trace for nothing.
         from_victim = "victim" in (attack.latent_source, attack.logit_source)
-        self.victim_cut = LayerCut(self.victim.network, self.layer, example, single) if from_victim else self.cut
+        self.victim_cut = FrozenCut(self.victim.network, self.layer, example, single) if from_victim else self.cut
+        data.cost.watch_cut("surrogate", self.cut, example)
+        if from_victim:
+            data.cost.watch_cut("victim", self.victim_cut, example)
         self.trainable = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        self._check_latent(example)
+        self.labels_of = data.victim_labels_of
+        self._check_latent(example, self.labels_of(sample))
+        self.compiled = attack.compile and bool(attack.beta) and self._compile(data.example(batch_size).x)
         self.steps = 0
         self.unmet = torch.zeros((), device=example.device)
 
-    def _check_latent(self, example: Tensor) -> None:
+    def _check_latent(self, example: Tensor, y: Tensor) -> None:
         attack = self.attack
         with torch.no_grad():
             z, output = self.cut.forward(example)
@@ -71,46 +83,83 @@ class RemovalNetRun:
                 "latent_source='surrogate'."
             )
         if z.shape == output.shape and torch.equal(z, output):
-            warnings.warn(
-                f"Layer {self.layer!r} is the network's output: the latent level works on logits.", stacklevel=5
-            )
+            warn_caller(f"Layer {self.layer!r} is the network's output: the latent level works on logits.")
         if attack.shuffle_skip_prefix and (z.ndim != 3 or attack.shuffle_dim != 1):
             raise InvalidInputError(
                 f"`shuffle_skip_prefix` is for tokens (n, tokens, features) with shuffle_dim=1; the latent at "
                 f"{self.layer!r} is {tuple(z.shape)}."
             )
-        self.skip = int(attack.shuffle_skip_prefix)
+        # timm's token models say how many there are: register tokens beside the class token, or none of both.
+        self.skip = int(getattr(self.network, "num_prefix_tokens", 1)) if attack.shuffle_skip_prefix else 0
         self.nb_channels = z.shape[attack.shuffle_dim] - self.skip
         self.shuffle_size = terms.shuffle_size(attack.shuffle_ratio, self.nb_channels)
         if attack.beta and attack.shuffle_ratio and self.shuffle_size <= 1:
-            warnings.warn(
+            warn_caller(
                 f"shuffle_ratio={attack.shuffle_ratio} of {self.nb_channels} channels at {self.layer!r} is at most one "
                 f"channel, so nothing is shuffled; raise it above {1 / max(self.nb_channels, 1):.3g}, or set it to 0 "
-                "to say so.",
-                stacklevel=5,
+                "to say so."
             )
-        y = self.labels[0, : len(example)]
-        tail = self.cut.tail_for(example)
-        _, gradient = terms.latent_step(lambda v: self.view.logits(tail(v)), z, z, y, 0.0, 0.0)
+        _, gradient = terms.latent_step(self._tail_for(self.cut, example), z, z, y, 0.0, 0.0)
         if attack.beta and not bool(gradient.any()):
-            warnings.warn(
+            warn_caller(
                 f"The output's gradient with respect to layer {self.layer!r} is exactly 0: the latent target is noise "
-                "alone. Choose another layer.",
-                stacklevel=5,
+                "alone. Choose another layer."
             )
+
+    # ------------------------------------------------------------------ passes
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.victim.device.type, torch.bfloat16, enabled=self.attack.autocast == "bf16")
+
+    def _forward(self, cut: LayerCut, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return latent and logits of one pass, in float32 whatever the pass is run in."""
+        with self._autocast():
+            z, output = cut.forward(x)
+        return z.float(), self._view_of(cut).logits(output.float())
+
+    def _tail_for(self, cut: LayerCut, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the tail for these inputs, z' to logits."""
+        view = self._view_of(cut)
+        with self._autocast():
+            tail = cut.tail_for(x)
+
+        def logits(z: Tensor) -> Tensor:
+            with self._autocast():
+                output = tail(z)
+            return view.logits(output.float())
+
+        return logits
+
+    def _view_of(self, cut: LayerCut) -> LogitsNetwork:
+        return self.view if cut is self.cut else self.victim
+
+    def _compile(self, x: Tensor) -> bool:
+        """Compile the tail of the inner loop for such a batch."""
+        cut = self.cut if self.attack.latent_source == "surrogate" else self.victim_cut
+        with self._gradients_of_z_alone(), self._autocast():
+            return cut.compile_tail(x)
+
+    @contextmanager
+    def _gradients_of_z_alone(self) -> Iterator[None]:
+        """Leave the weights out of what autograd records: the inner loop needs gradients of z' alone."""
+        for parameter in self.trainable:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in self.trainable:
+                parameter.requires_grad_(True)
 
     # ------------------------------------------------------------------ one iteration
     def losses(self, batch: Batch) -> Losses:
         """Return the weighted terms of the upper loss for one batch; see :class:`.RemovalNetAttack`."""
         attack = self.attack
-        y = self.labels[batch.flipped, batch.index]
+        y = self.labels_of(batch)
         latent_target, kl_target = self._targets(batch.x, y)
         self.network.train()
         if attack.reference_double_pass:
-            with torch.no_grad():
+            with torch.no_grad(), self._autocast():
                 tap(self.network, self.layer, batch.x)
-        z, output = self.cut.forward(batch.x)
-        logits = self.view.logits(output)
+        z, logits = self._forward(self.cut, batch.x)
         found: Losses = {}
         if kl_target is not None:
             found["kl"] = attack.alpha * terms.temperature_kl(kl_target, logits, attack.temperature)
@@ -118,6 +167,8 @@ class RemovalNetRun:
             found["latent"] = attack.beta * F.mse_loss(z, latent_target)
         if attack.gamma:
             found["ce"] = attack.gamma * F.cross_entropy(logits, y)
+        if set(found) == {"latent"}:  # the gradient starts at the latent, where the account cannot see it
+            self.cost.add("surrogate", "backward", len(z))
         return found
 
     @torch.no_grad()
@@ -127,19 +178,17 @@ class RemovalNetRun:
         sources = {s for s, used in ((attack.latent_source, attack.beta), (attack.logit_source, attack.alpha)) if used}
         self.network.eval()
         cuts = {"surrogate": self.cut, "victim": self.victim_cut}
-        passes = {source: cuts[source].forward(x) for source in sources}
+        passes = {source: self._forward(cuts[source], x) for source in sources}
         latent = target = None
         if attack.beta:
             latent = self._latent_target(cuts[attack.latent_source], passes[attack.latent_source][0], x, y)
         if attack.alpha:
-            view = self.view if attack.logit_source == "surrogate" else self.victim
-            target = self._kl_target(view.logits(passes[attack.logit_source][1]), y)
+            target = self._kl_target(passes[attack.logit_source][1], y)
         return latent, target
 
     def _latent_target(self, cut: LayerCut, z: Tensor, x: Tensor, y: Tensor) -> Tensor:
         attack = self.attack
-        tail = cut.tail_for(x)
-        view = self.view if cut is self.cut else self.victim
+        logits = self._tail_for(cut, x)
         u = z + terms.latent_noise(z, self.generator)
         shuffling = self.shuffle_size > 1
         if shuffling:
@@ -147,25 +196,13 @@ class RemovalNetRun:
                 attack.inner_steps + 1, len(z), self.nb_channels, self.shuffle_size, self.generator
             )
             u = terms.shuffle_features(u, source[0], target[0], attack.shuffle_dim, self.skip)
-        for parameter in self.trainable:  # the inner loop needs gradients of u alone
-            parameter.requires_grad_(False)
-        try:
+        with self._gradients_of_z_alone():
             for step in range(1, attack.inner_steps + 1):
                 if shuffling:
                     u = terms.shuffle_features(u, source[step], target[step], attack.shuffle_dim, self.skip)
                 u, _ = terms.latent_step(
-                    lambda v: view.logits(tail(v)),
-                    u,
-                    z,
-                    y,
-                    attack.inner_lr,
-                    attack.log_weight,
-                    attack.distance,
-                    attack.distance_scope,
+                    logits, u, z, y, attack.inner_lr, attack.log_weight, attack.distance, attack.distance_scope
                 )
-        finally:
-            for parameter in self.trainable:
-                parameter.requires_grad_(True)
         return u
 
     def _kl_target(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -186,6 +223,8 @@ class RemovalNetRun:
             "layer": self.layer,
             "cut": self.cut.method,
             "side_inputs": self.cut.nb_side_inputs,
+            "batch_norm_folded": self.cut.nb_folded,
+            "compiled": self.compiled,
             "max_iter": attack.max_iter,
             "learning_rate": attack.scaled_learning_rate(),
             "losses": losses,

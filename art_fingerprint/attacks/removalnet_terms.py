@@ -56,7 +56,8 @@ def latent_noise(z: Tensor, generator: torch.Generator) -> Tensor:
     """Return tan(U), U uniform on [0, 1): one-sided noise with mean -ln cos 1 = 0.616 and mean square tan 1 - 1 =
     0.557.
     """
-    return torch.rand(z.shape, generator=generator, device=z.device, dtype=z.dtype).tan()
+    noise = torch.rand(z.shape, generator=generator, device=z.device, dtype=z.dtype).tan_()
+    return torch.empty_like(z).copy_(noise)  # in z's memory order, which everything made from it will have
 
 
 def log_distance(u: Tensor, z: Tensor, distance: Distance = "l2", scope: Scope = "batch") -> Tensor:

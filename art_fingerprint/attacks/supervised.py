@@ -15,7 +15,7 @@ from art_fingerprint.attacks.base import RemovalAttack, SubstituteSet, Surrogate
 from art_fingerprint.core.checks import check_flag, check_number
 from art_fingerprint.core.classifier import LogitsNetwork, network_of
 from art_fingerprint.core.seeding import numpy_generator
-from art_fingerprint.core.training import Batch, Losses, fit, linear_l2
+from art_fingerprint.core.training import Batch, EpochBatches, Losses, fit, linear_l2
 
 
 class SupervisedAttack(RemovalAttack):
@@ -28,7 +28,8 @@ class SupervisedAttack(RemovalAttack):
     :ivar momentum: SGD momentum.
     :ivar weight_decay: SGD weight decay.
     :ivar linear_l2: Weight of the squares of Linear layers.
-    :ivar max_iter: Number of SGD steps.
+    :ivar max_iter: Number of SGD steps; ``None`` in an attack that counts ``nb_epochs``.
+    :ivar nb_epochs: Passes over the substitute set, in the attacks that count them.
     :ivar use_victim_labels: Train on the victim's labels although labels are given.
     """
 
@@ -42,6 +43,7 @@ class SupervisedAttack(RemovalAttack):
         "max_iter",
         "use_victim_labels",
     ]
+    nb_epochs: int | None = None
 
     def __init__(
         self,
@@ -52,7 +54,7 @@ class SupervisedAttack(RemovalAttack):
         momentum: float,
         weight_decay: float,
         linear_l2: float,
-        max_iter: int,
+        max_iter: int | None,
         use_victim_labels: bool,
         batch_size: int,
         hflip: bool,
@@ -84,50 +86,75 @@ class SupervisedAttack(RemovalAttack):
         super()._check_params()
         for name in ("learning_rate", "lr_jitter", "momentum", "weight_decay", "linear_l2"):
             check_number(name, getattr(self, name), 0)
-        check_number("max_iter", self.max_iter, 1, integer=True)
+        if self.nb_epochs is not None:
+            check_number("nb_epochs", self.nb_epochs, 1, integer=True)
+        if self.nb_epochs is None or self.max_iter is not None:
+            check_number("max_iter", self.max_iter, 1, integer=True)
         check_flag("use_victim_labels", self.use_victim_labels)
 
     def _train(
         self,
         surrogate: PyTorchClassifier,
         data: SubstituteSet,
-        parameters: Iterable[nn.Parameter],
+        parameters: Iterable[nn.Parameter] | torch.optim.Optimizer,
         more_losses: Callable[[nn.Module, Tensor], tuple[Tensor, Losses]] | None = None,
-        after_step: Callable[[], None] | None = None,
+        after_step: Callable[[], bool | None] | None = None,
+        targets: Callable[[Batch], Tensor] | None = None,
+        batches: EpochBatches | None = None,
     ) -> dict[str, Any]:
         """Train the surrogate in place and return what the report needs.
 
-        :param parameters: What the optimiser sees.
+        :param parameters: What SGD trains, or an optimiser that knows it.
         :param more_losses: Runs the surrogate on preprocessed inputs and returns its output and further loss terms.
         :param after_step: Called after each step.
+        :param targets: What the cross-entropy of a batch is taken against: class indices ``(B,)`` or probabilities
+            ``(B, K)``. Default: the labels given, or the victim's.
+        :param batches: Where batches come from; default: the substitute set.
         """
         view = LogitsNetwork(surrogate)
         network = network_of(surrogate)
-        labels = data.victim_labels(self.hflip) if self.use_victim_labels else data.labels(self.hflip)
-        rate = self.learning_rate * (1 + self.lr_jitter * float(numpy_generator(self.seed, "learning rate").random()))
-        optimizer = torch.optim.SGD(parameters, rate, self.momentum, weight_decay=self.weight_decay)
+        if targets is None:
+            targets = data.victim_labels_of if self.use_victim_labels else data.labels_of
+        optimizer = parameters
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            optimizer = torch.optim.SGD(optimizer, self._rate(), self.momentum, weight_decay=self.weight_decay)
+        batches = self._batches(data) if batches is None else batches
+        steps = self._steps(batches)
+        rate = optimizer.param_groups[0]["lr"]
 
         def losses(batch: Batch) -> Losses:
-            network.train()
+            self._to_training_mode(network)
             output, found = (network(batch.x), {}) if more_losses is None else more_losses(network, batch.x)
-            found["ce"] = F.cross_entropy(view.logits(output), labels[batch.flipped, batch.index])
+            found["ce"] = F.cross_entropy(view.logits(output), targets(batch))
             if self.linear_l2:
                 found["l2"] = self.linear_l2 * linear_l2(network)
             return found
 
         means = fit(
-            batches=self._batches(data),
+            batches=batches,
             loss=losses,
             optimizer=optimizer,
-            max_iter=self.max_iter,
-            scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.max_iter),
+            max_iter=steps,
+            scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps),
             after_step=after_step,
             callback=self._watch(surrogate),
             callback_interval=self.callback_interval,
             description=type(self).__name__.removesuffix("Attack"),
             verbose=self.verbose,
         )
-        return {"max_iter": self.max_iter, "learning_rate": rate, "losses": means}
+        return {"max_iter": steps, "learning_rate": rate, "losses": means}
+
+    def _rate(self) -> float:
+        """Return the learning rate of this seed."""
+        return self.learning_rate * (1 + self.lr_jitter * float(numpy_generator(self.seed, "learning rate").random()))
+
+    def _steps(self, batches: EpochBatches) -> int:
+        """Return the number of steps of a training."""
+        return (self.nb_epochs or 1) * len(batches) if self.max_iter is None else self.max_iter
+
+    def _to_training_mode(self, network: nn.Module) -> None:
+        """Put the network into the mode it is trained in; called before each step."""
+        network.train()
 
 
 def prunable_weights(network: nn.Module, kinds: Iterable[str]) -> dict[str, nn.Parameter]:

@@ -20,16 +20,21 @@ from art_fingerprint.exceptions import InvalidInputError
 _KINDS = ("conv", "linear")
 
 
-def magnitude_masks(weights: Mapping[str, Tensor], ratio: float, rule: str = "exact") -> dict[str, Tensor]:
-    """Return for each tensor which weights are kept under global magnitude pruning.
+def magnitude_masks(
+    weights: Mapping[str, Tensor], ratio: float, rule: str = "exact", scope: str = "global"
+) -> dict[str, Tensor]:
+    """Return for each tensor which weights are kept under magnitude pruning.
 
     :param weights: Name to weight tensor; n weights in all.
     :param ratio: Share p in [0, 1) to prune.
     :param rule: ``"exact"`` (ours): the floor(p n) smallest magnitudes go, ties by position, and a tensor that would
         lose everything keeps its largest weight. ``"reference"`` (RemovalNet's code): the threshold is element int(p n)
         of the ascending magnitudes and only weights above it stay, at least one more than p n goes.
+    :param scope: ``"global"``: the smallest of all weights; ``"layer"``: the smallest of each tensor.
     :raises InvalidInputError: the reference rule empties a tensor.
     """
+    if scope == "layer" and len(weights) > 1:
+        return {name: magnitude_masks({name: weight}, ratio, rule)[name] for name, weight in weights.items()}
     names = list(weights)
     flat = torch.cat([weights[name].detach().abs().flatten() for name in names])
     if rule == "reference":
@@ -50,13 +55,20 @@ def magnitude_masks(weights: Mapping[str, Tensor], ratio: float, rule: str = "ex
     return masks
 
 
+def ramp(ratio: float, stages: int) -> list[float]:
+    """Return the sparsities p (1 - (1 - k / n)^3), k = 1..n, of pruning in n stages; the last is ``ratio``."""
+    return [ratio * (1 - (1 - k / stages) ** 3) for k in range(1, stages)] + [ratio]
+
+
 class WeightPruningAttack(SupervisedAttack):
     """Prune the victim's smallest weights and fine-tune, WP(p) of the RemovalNet paper (p = 0.5 and 0.8).
 
-    Global magnitude pruning; pruned weights stay zero during fine-tuning, whatever the optimiser.
+    Magnitude pruning, global and at once as in that paper, or by layer and in stages that grow to p as in DeepJudge's
+    (``scope="layer"``, ``ramp_stages=10``; p from 0.2 to 0.6). Pruned weights stay zero during fine-tuning.
 
     Deviations from the authors' code: exactly floor(p n) weights are pruned (``rule="reference"`` for theirs); a layer
-    never loses its last weight; transformers are pruned in their Linear layers too.
+    never loses its last weight; transformers are pruned in their Linear layers too. From DeepJudge's: SGD; the stages
+    are equal parts of training.
 
     Shape: ``generate(x, y)`` with x ``(n, C, H, W)`` float32 in ``clip_values``, y indices, one-hot, or ``None`` for
     the victim's labels.
@@ -68,6 +80,8 @@ class WeightPruningAttack(SupervisedAttack):
     :param modules: Kinds of layers, of ``"conv"`` and ``"linear"``; ``None``: convolutions alone, as the code, and
         Linear layers too where there is at most one convolution (the patch embedding of a transformer).
     :param rule: ``"exact"`` or ``"reference"``, see :func:`magnitude_masks`.
+    :param scope: ``"global"``: the smallest of all weights; ``"layer"``: the smallest of each layer.
+    :param ramp_stages: Stages in which the sparsity grows, see :func:`ramp`; at most ``max_iter``. 1 prunes at once.
     :param learning_rate: SGD learning rate of fine-tuning.
     :param lr_jitter: The rate is multiplied by ``1 + lr_jitter u``, u uniform on [0, 1).
     :param momentum: SGD momentum.
@@ -84,7 +98,8 @@ class WeightPruningAttack(SupervisedAttack):
     :param verbose: Show a progress bar.
     """
 
-    attack_params = [*SupervisedAttack.attack_params, "ratio", "modules", "rule"]
+    reads_streams = True
+    attack_params = [*SupervisedAttack.attack_params, "ratio", "modules", "rule", "scope", "ramp_stages"]
 
     def __init__(
         self,
@@ -93,6 +108,8 @@ class WeightPruningAttack(SupervisedAttack):
         *,
         modules: Sequence[str] | None = None,
         rule: str = "exact",
+        scope: str = "global",
+        ramp_stages: int = 1,
         learning_rate: float = 1e-2,
         lr_jitter: float = 1.0,
         momentum: float = 0.0,
@@ -128,12 +145,16 @@ class WeightPruningAttack(SupervisedAttack):
         self.ratio = ratio
         self.modules = modules
         self.rule = rule
+        self.scope = scope
+        self.ramp_stages = ramp_stages
         self._check_params()
 
     def _check_params(self) -> None:
         super()._check_params()
         check_number("ratio", self.ratio, 0, 1, open_high=True)
         check_choice("rule", self.rule, ("exact", "reference"))
+        check_choice("scope", self.scope, ("global", "layer"))
+        check_number("ramp_stages", self.ramp_stages, 1, self.max_iter or math.inf, integer=True)
         if self.modules is not None:
             self.modules = check_sequence("modules", self.modules)
             for kind in self.modules:
@@ -152,14 +173,26 @@ class WeightPruningAttack(SupervisedAttack):
 
     def _check_data(self, data: SubstituteSet, network: nn.Module) -> None:
         super()._check_data(data, network)
-        magnitude_masks(self._weights(network), self.ratio, self.rule)
+        magnitude_masks(self._weights(network), self.ratio, self.rule, self.scope)
 
     def _derive(self, surrogate: PyTorchClassifier, data: SubstituteSet) -> dict[str, Any]:
         network = network_of(surrogate)
         weights = self._weights(network)
-        kept = magnitude_masks(weights, self.ratio, self.rule)
-        masks = Masks((weights[name], kept[name]) for name in weights)
-        masks.apply()
-        report = self._train(surrogate, data, network.parameters(), after_step=masks.apply)
+        batches = self._batches(data)
+        steps = self._steps(batches)
+        begins = {k * steps // self.ramp_stages: p for k, p in enumerate(ramp(self.ratio, self.ramp_stages))}
+        masks = Masks(())
+        step = 0
+
+        def prune() -> None:
+            nonlocal masks, step
+            if step in begins:
+                kept = magnitude_masks(weights, begins[step], self.rule, self.scope)
+                masks = Masks((weights[name], kept[name]) for name in weights)
+            masks.apply()
+            step += 1
+
+        prune()
+        report = self._train(surrogate, data, network.parameters(), after_step=prune, batches=batches)
         zeros = sum(int((weight == 0).sum()) for weight in weights.values())
         return {**report, "sparsity": zeros / sum(weight.numel() for weight in weights.values())}

@@ -1,0 +1,260 @@
+"""The attacker's data and what the victim says about it: whole in memory, or as a stream."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from art_fingerprint.core.classifier import LogitsNetwork
+from art_fingerprint.core.cost import CostMeter
+from art_fingerprint.core.notices import warn_caller
+from art_fingerprint.core.outputs import nonfinite_rows
+from art_fingerprint.core.streams import DataStream, StreamBatches
+from art_fingerprint.core.training import Batch, Batches, EpochBatches
+from art_fingerprint.exceptions import InvalidInputError, NonFiniteOutputError
+
+
+class SubstituteSet:
+    """The attacker's data and what the victim says about it.
+
+    What is asked with a batch (``..._of``) also works on a :class:`StreamedSet`; the tables and ``x`` do not.
+
+    :ivar victim: The victim's white-box view, frozen and in evaluation mode.
+    :ivar batch_size: Samples in a batch.
+    :ivar hflip: Whether batches hold mirrored samples.
+    :ivar cost: Counts the passes of the run. Passes of the whole network are counted by themselves; a cut's need
+        :meth:`.CostMeter.watch_cut`.
+    :ivar queries: Samples that the victim was asked about so far.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor | None,
+        victim: LogitsNetwork,
+        batch_size: int,
+        hflip: bool = False,
+        cost: CostMeter | None = None,
+    ) -> None:
+        self._x = x
+        self._y = y
+        self.victim = victim
+        self.batch_size = batch_size
+        self.hflip = hflip
+        self.cost = CostMeter() if cost is None else cost
+        self.queries = 0
+        self._rows: list[Tensor] = []
+        self._logits: list[Tensor] = []
+
+    @property
+    def x(self) -> Tensor:
+        """Raw inputs on the host, ``(n, *input_shape)`` float32."""
+        return self._x
+
+    @property
+    def y(self) -> Tensor | None:
+        """Labels given by the caller ``(n,)``, or ``None``."""
+        return self._y
+
+    @property
+    def size(self) -> int | None:
+        """Number of samples; ``None`` if a stream does not say."""
+        return len(self.x)
+
+    def needs_array(self, parameter: str) -> None:
+        """Refuse a stream in the name of a parameter that needs the whole set at once."""
+
+    # ------------------------------------------------------------------ batches
+    def batches(self, seed: int) -> EpochBatches:
+        """Return endless training batches; order and flips come from the seed."""
+        return Batches(self.x, self.victim.preprocess, self.batch_size, self.victim.device, seed, self.hflip)
+
+    def example(self, n: int) -> Batch:
+        """Return the first n samples (or all), not mirrored, as a batch."""
+        x = self.x[:n].to(self.victim.device)
+        index = torch.arange(len(x), device=x.device)
+        return Batch(self.victim.preprocess(x), index, torch.zeros_like(index))
+
+    def labels_of(self, batch: Batch) -> Tensor:
+        """Return the labels of a batch ``(B,)``: the caller's where given, else the victim's."""
+        if self._y is None:
+            return self.victim_labels_of(batch)
+        self._y = self._y.to(self.victim.device)
+        return self._y[batch.index]
+
+    def victim_labels_of(self, batch: Batch) -> Tensor:
+        """Return the victim's labels of a batch ``(B,)``. Cost: that of :meth:`victim_labels`, once."""
+        self._fill_labels(self.hflip)
+        return _picked(self._rows, batch)
+
+    def victim_logits_of(self, batch: Batch) -> Tensor:
+        """Return the victim's logits of a batch ``(B, K)``. Cost: that of :meth:`victim_logits`, once."""
+        self._fill_logits(self.hflip)
+        return _picked(self._logits, batch)
+
+    def keep_logits(self) -> None:
+        """Ask for logits before anyone asks for labels, so that one answer serves for both. A stream keeps nothing."""
+        self._fill_logits(self.hflip)
+
+    # ------------------------------------------------------------------ tables
+    def victim_labels(self, hflip: bool) -> Tensor:
+        """Return the victim's labels ``(1, n)``, or ``(2, n)`` with those of the mirrored samples, on its device.
+
+        Computed once and kept. Cost: one forward sample for each entry.
+        """
+        self._fill_labels(hflip)
+        return torch.stack(self._rows[: 1 + hflip])
+
+    def victim_logits(self, hflip: bool) -> Tensor:
+        """Return the victim's logits ``(1, n, K)``, or ``(2, n, K)`` with those of the mirrored samples.
+
+        Computed once and kept on the victim's device; asked for before :meth:`victim_labels`, they serve for both.
+        Cost: one forward sample for each entry.
+        """
+        self._fill_logits(hflip)
+        return torch.stack(self._logits[: 1 + hflip])
+
+    def victim_probabilities(self, hflip: bool) -> Tensor:
+        """Return the softmax of :meth:`victim_logits`."""
+        return self.victim_logits(hflip).softmax(-1)
+
+    def labels(self, hflip: bool) -> Tensor:
+        """Return the caller's labels where given, else the victim's, in the form of :meth:`victim_labels`."""
+        if self.y is None:
+            return self.victim_labels(hflip)
+        return self.y.to(self.victim.device).expand(1 + hflip, -1)
+
+    def ask(self, x: Tensor) -> Tensor:
+        """Return the victim's logits for any raw inputs, ``(n, K)`` on the host. Cost: n queries, which are counted.
+
+        :raises NonFiniteOutputError: an answer is NaN or infinite.
+        """
+        self.queries += len(x)
+        answers = self.victim.predict(x, self.batch_size)
+        _check_answers(answers)
+        return answers
+
+    def _fill_labels(self, hflip: bool) -> None:
+        for mirrored in range(len(self._rows), 1 + hflip):
+            self._rows.append(self._answers(mirrored).argmax(1).to(self.victim.device))
+
+    def _fill_logits(self, hflip: bool) -> None:
+        for mirrored in range(len(self._logits), 1 + hflip):
+            found = self._answers(mirrored).to(self.victim.device)
+            self._logits.append(found)
+            if len(self._rows) == mirrored:
+                self._rows.append(found.argmax(1))
+
+    def _answers(self, mirrored: int) -> Tensor:
+        return self.ask(self.x.flip(-1) if mirrored else self.x)
+
+    # ------------------------------------------------------------------ checks
+    def check_classes(self, nb_classes: int, allow_degenerate: bool, labels: Tensor | None = None) -> None:
+        """Refuse a set that the victim puts into one class; warn when it is close to that.
+
+        :param labels: What the victim says, ``(n,)``; ``None``: :meth:`victim_labels`, of a stream those of a batch.
+        """
+        labels = self._seen_labels() if labels is None else labels
+        counts = torch.bincount(labels.cpu(), minlength=nb_classes)
+        present, share = int((counts > 0).sum()), float(counts.max()) / len(labels)
+        if present == 1 and not allow_degenerate:
+            raise InvalidInputError(
+                f"The victim puts all {len(labels)} {self._samples} into class {int(counts.argmax())}; samples of "
+                "several classes are needed (allow_degenerate=True lifts this check)."
+            )
+        if present < min(nb_classes, 3) or share > 0.9:
+            warn_caller(
+                f"The substitute set is unbalanced: the victim sees {present} of {nb_classes} classes in it and puts "
+                f"{share:.0%} into one; expect a loss of accuracy."
+            )
+
+    _samples = "substitute samples"
+
+    def _seen_labels(self) -> Tensor:
+        return self.victim_labels(False)[0]
+
+
+class StreamedSet(SubstituteSet):
+    """A substitute set that is read batch by batch and never kept. The victim is asked about every batch anew.
+
+    :param stream: Where samples come from.
+    """
+
+    _samples = "first samples of the DataGenerator (does it shuffle?)"
+
+    def __init__(
+        self, stream: DataStream, victim: LogitsNetwork, batch_size: int, hflip: bool, cost: CostMeter
+    ) -> None:
+        batch_size = batch_size if stream.size is None else min(batch_size, stream.size)
+        super().__init__(torch.empty(0), None, victim, batch_size, hflip, cost)
+        self._stream = stream
+
+    @property
+    def x(self) -> Tensor:
+        raise InvalidInputError("The whole substitute set is needed at once: pass `x` as an array, no DataGenerator.")
+
+    @property
+    def y(self) -> Tensor | None:
+        raise InvalidInputError("All labels are needed at once: pass `x` and `y` as arrays, no DataGenerator.")
+
+    @property
+    def size(self) -> int | None:
+        return self._stream.size
+
+    def needs_array(self, parameter: str) -> None:
+        raise InvalidInputError(
+            f"`{parameter}` needs the whole substitute set at once: pass `x` as an array, no DataGenerator, or leave "
+            f"`{parameter}` at its default."
+        )
+
+    def keep_logits(self) -> None:
+        pass
+
+    def batches(self, seed: int) -> EpochBatches:
+        return StreamBatches(
+            self._stream, self.victim.preprocess, self.batch_size, self.victim.device, seed, self.hflip
+        )
+
+    def example(self, n: int) -> Batch:
+        x, y = self._stream.peek(min(n, self.batch_size))
+        x = x.to(self.victim.device)
+        none = torch.zeros(0, dtype=torch.long, device=x.device)
+        labels = None if y is None else y.to(x.device)
+        return Batch(self.victim.preprocess(x), none, none.new_zeros(len(x)), labels)
+
+    def labels_of(self, batch: Batch) -> Tensor:
+        return self.victim_labels_of(batch) if batch.y is None else batch.y
+
+    def victim_labels_of(self, batch: Batch) -> Tensor:
+        """Return the victim's labels of a batch ``(B,)``. Cost: its forward pass, every time."""
+        return self.victim_logits_of(batch).argmax(1)
+
+    @torch.no_grad()
+    def victim_logits_of(self, batch: Batch) -> Tensor:
+        """Return the victim's logits of a batch ``(B, K)``. Cost: its forward pass, every time.
+
+        :raises NonFiniteOutputError: an answer to the first batch is NaN or infinite; later ones are not waited for.
+        """
+        answers = self.victim.logits(self.victim.network(batch.x)).float()
+        if self.queries == 0:
+            _check_answers(answers)
+        self.queries += len(batch.x)
+        return answers
+
+    def _seen_labels(self) -> Tensor:
+        return self.victim_labels_of(self.example(self.batch_size))
+
+
+def _check_answers(answers: Tensor) -> None:
+    bad = nonfinite_rows(answers)
+    if bad:
+        raise NonFiniteOutputError(f"The victim answered {bad} of {len(answers)} samples with NaN or infinite scores.")
+
+
+def _picked(rows: list[Tensor], batch: Batch) -> Tensor:
+    """Return the entries of a batch from a table of the samples and one of their mirror images."""
+    found = rows[0][batch.index]
+    if len(rows) == 1:
+        return found
+    mirrored = batch.flipped.bool().view(-1, *[1] * (found.ndim - 1))
+    return torch.where(mirrored, rows[1][batch.index], found)
