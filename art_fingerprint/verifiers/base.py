@@ -6,7 +6,7 @@ import abc
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -26,25 +26,23 @@ from art_fingerprint.core.checks import (
 )
 from art_fingerprint.core.classifier import LogitsNetwork, check_classifier, clip_bounds, guarded, network_of
 from art_fingerprint.core.digests import network_digest
+from art_fingerprint.core.outputs import AnswerKind
 from art_fingerprint.core.parameters import as_json, changed_together
 from art_fingerprint.core.precision import full_precision
-from art_fingerprint.core.queries import Suspect
+from art_fingerprint.core.queries import NAN_POLICIES, NanPolicy, Suspect
 from art_fingerprint.core.versions import versions
 from art_fingerprint.exceptions import (
     CalibrationError,
     FingerprintError,
     FingerprintFileError,
-    IncompatibleSuspectError,
     InvalidInputError,
-    NonFiniteOutputError,
     NotExtractedError,
-    QueryBudgetError,
-    SuspectFailedError,
 )
 from art_fingerprint.verifiers.calibration import Direction, Rule, check_rule
 from art_fingerprint.verifiers.fingerprint import Fingerprint
-from art_fingerprint.verifiers.references import Measurement, calibration_of, is_reference, reference_digests
-from art_fingerprint.verifiers.verdict import VOTES, Verdict, Vote, combine, false_positive_rate, judge, why_undecided
+from art_fingerprint.verifiers.measurement import Measurement, Notes, measure
+from art_fingerprint.verifiers.references import calibration_of, is_reference, reference_digests
+from art_fingerprint.verifiers.verdict import VOTES, Verdict, Vote, conclude
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +75,7 @@ class Verifier(abc.ABC):
     extras: ClassVar[tuple[str, ...]] = ()
     source_access: ClassVar[Access]
     suspect_access: ClassVar[Access]
-    verifier_params: ClassVar[list[str]] = ["metric_names", "batch_size", "seed", "verbose"]
+    verifier_params: ClassVar[list[str]] = ["metric_names", "nan_policy", "batch_size", "seed", "verbose"]
     profiles: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}}
     _estimator_requirements: ClassVar[tuple[type, ...]] = (PyTorchClassifier,)
 
@@ -86,6 +84,7 @@ class Verifier(abc.ABC):
         classifier: PyTorchClassifier | None,
         *,
         metric_names: Sequence[str] | None = None,
+        nan_policy: NanPolicy = "raise",
         batch_size: int = 128,
         seed: int = 0,
         verbose: bool = False,
@@ -94,6 +93,9 @@ class Verifier(abc.ABC):
         :param classifier: The victim. ``None`` only through :meth:`from_fingerprint`: such a verifier scores suspects
             but cannot extract.
         :param metric_names: Metrics to compute and let vote; default all of :attr:`metrics`.
+        :param nan_policy: What a suspect's answer that is NaN or infinite does. ``"raise"``: it ends the scoring.
+            ``"mismatch"``: it matches no label, which MR counts; RobD counts it too, but is not decided by it; other
+            metrics are NaN. See :meth:`score` and :meth:`verify`.
         :param batch_size: Samples in one forward pass; results do not depend on it.
         :param seed: Seed of all random draws.
         :param verbose: Show a progress bar during extraction.
@@ -102,6 +104,7 @@ class Verifier(abc.ABC):
             raise EstimatorError(type(self), self._estimator_requirements, classifier)
         self._estimator = classifier
         self.metric_names = None if metric_names is None else check_sequence("metric_names", metric_names)
+        self.nan_policy: NanPolicy = nan_policy
         self.batch_size = batch_size
         self.seed = seed
         self.verbose = verbose
@@ -178,20 +181,23 @@ class Verifier(abc.ABC):
                 "versions": versions(),
                 **facts,
             },
-            arrays={name: np.array(array) for name, array in arrays.items()},  # may be views of the caller's data
+            arrays=arrays,
         )
         logger.info("Extracted %r", self.fingerprint)
         return self.fingerprint
 
-    def score(self, suspect: Any) -> dict[str, float]:
+    def score(self, suspect: Any, outputs: AnswerKind = "auto") -> dict[str, float]:
         """Return the metrics between the victim and ``suspect``, unrounded. The suspect is only read.
 
         The class's :attr:`extras` are returned with them, as far as they come with the metrics that were asked for.
 
+        :param suspect: As in :meth:`verify`.
+        :param outputs: As in :meth:`verify`.
+        :raises IncompatibleSuspectError: as in :meth:`verify`.
         :raises SuspectFailedError: the suspect raised an error of its own.
-        :raises NonFiniteOutputError: it answered NaN or infinity.
+        :raises NonFiniteOutputError: it answered NaN or infinity, unless ``nan_policy="mismatch"``.
         """
-        found = self._measure(suspect)
+        found = self._measure(suspect, outputs)
         if found.failure is not None:
             raise found.failure
         return found.scores
@@ -203,6 +209,7 @@ class Verifier(abc.ABC):
         alpha: float = 1.0,
         confidence: float = 0.99,
         false_positive_rate: float = 0.05,
+        outputs: AnswerKind = "auto",
     ) -> Self:
         """Set thresholds from independently trained reference models; they are kept in the fingerprint.
 
@@ -213,8 +220,9 @@ class Verifier(abc.ABC):
         :param confidence: One-sided confidence of the t rules.
         :param false_positive_rate: Share of the references that ``"fpr"`` may flag, for each metric; it needs
             ``1 / false_positive_rate`` references or more.
-        :raises CalibrationError: no references or too few, one of them is the victim itself or comes twice, fails, or
-            answers probabilities where others answer logits.
+        :param outputs: What the references answer, as in :meth:`verify`. From logits there are thresholds for suspects
+            that answer logits and for those that answer probabilities; no query is sent twice.
+        :raises CalibrationError: no references or too few, one of them is the victim itself, comes twice, or fails.
         """
         fingerprint = self._require_fingerprint()
         check_number("alpha", alpha, 0, 1, open_low=True)
@@ -224,7 +232,7 @@ class Verifier(abc.ABC):
             raise CalibrationError("`references` is empty; five or more independently trained models are advised.")
         check_rule(rule, len(models), false_positive_rate)
         digests = reference_digests(models, fingerprint.facts["victim"])
-        found = [self._measure(model) for model in models]
+        found = [self._measure(model, outputs, both_spaces=True) for model in models]
         directions = {m.name: m.direction for m in self.metrics if self.wants(m.name)}
         fingerprint.calibration = calibration_of(
             found, directions, rule, alpha, confidence, false_positive_rate, digests
@@ -239,17 +247,21 @@ class Verifier(abc.ABC):
         vote: Vote = "majority",
         budget: int | None = None,
         allow_reference: bool = False,
+        outputs: AnswerKind = "auto",
     ) -> Verdict:
         """Score a suspect and decide. Uncalibrated verifiers give values and ``derived=None``, never a guess.
 
         A suspect that raises an error, answers NaN, or costs more than the budget gives an undecided verdict with the
-        reason, the queries that were sent, and the metrics that were complete by then.
+        reason, the queries that were sent, and the metrics that were complete by then. Metrics that need more access
+        than it gives are skipped.
 
-        :param suspect: Any ART classifier that gives the access the metrics need.
+        :param suspect: Any ART classifier. Class indices or one-hot rows will do for metrics that need labels.
         :param vote: How metrics combine: ``"majority"`` (more than half), ``"any"``, ``"all"``.
         :param budget: Most samples that may be sent to the suspect; ``None`` for no limit.
         :param allow_reference: Judge a suspect although it is one of the reference models, whose p-value then counts
             the model itself.
+        :param outputs: What the suspect answers: ``"logits"``, ``"probabilities"``, ``"labels"``, or ``"auto"``, told
+            from its answers: see :class:`~art_fingerprint.core.queries.Suspect`. Say it if you know it.
         :raises CalibrationError: the suspect is one of the reference models that set the thresholds.
         :raises IncompatibleSuspectError: its inputs have another shape, or it gives the access for none of the metrics.
         """
@@ -264,32 +276,10 @@ class Verifier(abc.ABC):
                 "The suspect is one of the reference models that set the thresholds: leave it out of the references, "
                 "or pass allow_reference=True."
             )
-        found = self._measure(suspect, budget)
-        results = {
-            m.name: judge(found.scores[m.name], m.direction, m.name, calibration, found.spaces.get(m.name, ""))
-            for m in self.metrics
-            if m.name in found.scores
-        }
-        derived = None if found.failure else combine((result.derived for result in results.values()), vote)
-        return Verdict(
-            verifier=type(self).__name__,
-            metrics=results,
-            derived=derived,
-            vote=vote,
-            queries=found.queries,
-            nb_references=0 if calibration is None else calibration.nb_references,
-            seed=int(fingerprint.params["seed"]),
-            fingerprint_digest=fingerprint.digest,
-            skipped=found.skipped,
-            reason=str(found.failure or (why_undecided(results) if derived is None else "")),
-            complete=found.failure is None,
-            references={
-                name: calibration.references[name]
-                for name, result in results.items()
-                if calibration is not None and result.threshold is not None
-            },
-            false_positive_rate=false_positive_rate(calibration),
-        )
+        soft = calibration is not None and "probabilities" in calibration.spaces.values()
+        found = self._measure(suspect, outputs, budget, both_spaces=soft)
+        directions = {m.name: m.direction for m in self.metrics}
+        return conclude(found, directions, calibration, vote, fingerprint)
 
     @classmethod
     def from_profile(cls: type[Self], classifier: PyTorchClassifier | None, profile: str, **overrides: Any) -> Self:
@@ -336,6 +326,7 @@ class Verifier(abc.ABC):
             self._check_params()
 
     def _check_params(self) -> None:
+        check_choice("nan_policy", self.nan_policy, NAN_POLICIES)
         check_number("batch_size", self.batch_size, 1, integer=True)
         check_seed(self.seed)
         check_flag("verbose", self.verbose)
@@ -361,36 +352,32 @@ class Verifier(abc.ABC):
         return self.fingerprint
 
     def _skip(self, name: str, why: str) -> None:
-        self._skipped[name] = why
+        self._notes.skipped[name] = why
 
     def _keep(self, scores: Mapping[str, float]) -> None:
-        self._kept.update(scores)
+        self._notes.kept.update(scores)
 
     def _compared(self, space: str, *names: str) -> None:
-        self._spaces.update(dict.fromkeys(names, space))
+        self._notes.spaces.update(dict.fromkeys(names, space))
 
-    def _measure(self, classifier: Any, budget: int | None = None) -> Measurement:
+    def _measure(
+        self, classifier: Any, outputs: AnswerKind = "auto", budget: int | None = None, both_spaces: bool = False
+    ) -> Measurement:
         fingerprint = self._require_fingerprint()
         check_suspect(self, classifier)
-        suspect = Suspect(classifier, self.batch_size, budget=budget)
+        suspect = Suspect(classifier, self.batch_size, outputs, budget, self.nan_policy, record=both_spaces)
         suspect.check_shape(tuple(fingerprint.facts["input_shape"]))
-        self._kept: dict[str, float] = {}
-        self._skipped: dict[str, str] = {}
-        self._spaces: dict[str, str] = {}
-        failure: FingerprintError | None = None
         with guarded(classifier, weights=False), full_precision(), torch.no_grad():
-            try:
-                self._keep(self._score(suspect, fingerprint))
-            except (QueryBudgetError, NonFiniteOutputError, SuspectFailedError) as error:
-                failure = error
+            found = self._pass(suspect, fingerprint)
+            if both_spaces and not found.trouble and "logits" in found.spaces.values():
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # the first pass has given them
+                    softened = self._pass(suspect.softened(), fingerprint).scores
+                names = [name for name, space in found.spaces.items() if space == "logits" and name in softened]
+                found = replace(found, softened={name: softened[name] for name in names})
+        return found
+
+    def _pass(self, suspect: Suspect, fingerprint: Fingerprint) -> Measurement:
+        self._notes = Notes()
         names = [m.name for m in self.metrics if self.wants(m.name)]
-        skipped = {name: why for name, why in self._skipped.items() if name in names}
-        if failure is not None:
-            skipped |= {n: "scoring ended before it" for n in names if n not in self._kept and n not in skipped}
-        elif not any(name in self._kept for name in names):
-            raise IncompatibleSuspectError(
-                f"No metric of {type(self).__name__} can be computed on this suspect: "
-                + "; ".join(f"{name}: {why}" for name, why in skipped.items())
-            )
-        scores = {name: float(self._kept[name]) for name in (*names, *self.extras) if name in self._kept}
-        return Measurement(scores, skipped, self._spaces, suspect.queries, failure)
+        return measure(lambda client: self._score(client, fingerprint), suspect, self._notes, names, self.extras)

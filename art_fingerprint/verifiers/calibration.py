@@ -122,6 +122,8 @@ class Calibration:
     :ivar spaces: Metric name to what was compared, ``"logits"`` or ``"probabilities"``, where that can differ from one
         suspect to the next. Thresholds of one space say nothing about scores of the other.
     :ivar digests: Full to short digest of the references' networks, as far as they show one.
+    :ivar softened: The same references compared as probabilities, for metrics that :attr:`spaces` has as logits;
+        ``None`` if there is none.
     """
 
     references: dict[str, tuple[float, ...]]
@@ -132,6 +134,7 @@ class Calibration:
     target_false_positive_rate: float = 0.05
     spaces: dict[str, str] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
+    softened: Calibration | None = None
 
     @property
     def nb_references(self) -> int:
@@ -148,6 +151,15 @@ class Calibration:
         positives = allowed_positives(self.nb_references, self.target_false_positive_rate) if self.rule == "fpr" else 0
         return (positives + 1) / (self.nb_references + 1)
 
+    def within(self, name: str, space: str) -> Calibration | None:
+        """Return the calibration that holds for a metric in a space, this one or :attr:`softened`, if there is one.
+
+        :param name: The metric.
+        :param space: What was compared, ``"logits"`` or ``"probabilities"``; empty if that is always the same.
+        """
+        candidates = (c for c in (self, self.softened) if c is not None and name in c.thresholds)
+        return next((c for c in candidates if c.spaces.get(name, space) == space), None)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the calibration as JSON values."""
         return {
@@ -158,6 +170,7 @@ class Calibration:
             "confidence": self.confidence,
             "target_false_positive_rate": self.target_false_positive_rate,
             "spaces": dict(self.spaces),
+            "softened": None if self.softened is None else self.softened.to_dict(),
             "digests": dict(self.digests),
         }
 
@@ -175,5 +188,6 @@ class Calibration:
             # files of the first versions lack these
             target_false_positive_rate=float(data.get("target_false_positive_rate", 0.05)),
             spaces={str(k): str(v) for k, v in data.get("spaces", {}).items()},
+            softened=None if data.get("softened") is None else cls.from_dict(data["softened"]),
             digests={str(k): str(v) for k, v in data.get("digests", {}).items()},
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 from art_fingerprint.core.checks import check_choice, check_flag, check_number, check_sequence
 from art_fingerprint.core.classifier import LogitsNetwork
 from art_fingerprint.core.outputs import to_probabilities
-from art_fingerprint.core.queries import Suspect
+from art_fingerprint.core.queries import NanPolicy, Suspect
 from art_fingerprint.exceptions import EmptyFingerprintError, InvalidInputError
 from art_fingerprint.verifiers import deepjudge_black_box as black_box
 from art_fingerprint.verifiers import deepjudge_white_box as white_box
@@ -50,6 +50,10 @@ class DeepJudgeVerifier(Verifier):
     Sources: the paper; the official Keras code [DJ]; RemovalNet's port [RN]. Deviations of the defaults from [DJ]: PGD
     is projected on the ball, of radius 0.03; RobD is a difference, which with ``keep="success"`` is [DJ]'s plain Rob(g)
     because Rob(f) is then 0; neurons that are dead on the reference are skipped and listed.
+
+    Profile ``removalnet-legacy`` has the defects of [RN], each by a parameter of its own. Two have none: ranking the
+    first 100 batches only (give :meth:`extract` those images), and tests that mix columns with rows at layers of more
+    than 32 columns (they push what no metric reads).
 
     Cost of extraction for n seeds: one forward sample for each image given; ``n max_iter_attack`` forward and backward
     samples; for each of ``nb_seeds_whitebox * K`` pairs (seed, neuron) up to ``max_iter`` forward and backward samples
@@ -167,6 +171,7 @@ class DeepJudgeVerifier(Verifier):
         equalise_counts: bool = False,
         lod_order: float = 2.0,
         metric_names: Sequence[str] | None = None,
+        nan_policy: NanPolicy = "raise",
         batch_size: int = 128,
         seed: int = 0,
         verbose: bool = False,
@@ -213,11 +218,19 @@ class DeepJudgeVerifier(Verifier):
         :param equalise_counts: Cut every neuron to the smallest number of tests ([RN]).
         :param lod_order: The norm's p of LOD, 1 or more.
         :param metric_names: As in :class:`Verifier`. Inputs are made only for the families asked for.
+        :param nan_policy: As in :class:`Verifier`.
         :param batch_size: As in :class:`Verifier`.
         :param seed: As in :class:`Verifier`.
         :param verbose: As in :class:`Verifier`.
         """
-        super().__init__(classifier, metric_names=metric_names, batch_size=batch_size, seed=seed, verbose=verbose)
+        super().__init__(
+            classifier,
+            metric_names=metric_names,
+            nan_policy=nan_policy,
+            batch_size=batch_size,
+            seed=seed,
+            verbose=verbose,
+        )
         self.units = units
         self.nb_seeds = nb_seeds
         self.gini_on = gini_on

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from art_fingerprint.core.classifier import LogitsNetwork, clip_bounds
-from art_fingerprint.core.outputs import to_probabilities
+from art_fingerprint.core.outputs import labels_of, to_probabilities
 from art_fingerprint.core.queries import Suspect
 from art_fingerprint.core.seeding import torch_generator
-from art_fingerprint.exceptions import EmptyFingerprintError
+from art_fingerprint.exceptions import AccessError, EmptyFingerprintError
 from art_fingerprint.verifiers.deepjudge_generation import adversarial_examples, carlini_examples
 from art_fingerprint.verifiers.deepjudge_metrics import jensen_shannon, robustness
 from art_fingerprint.verifiers.fingerprint import Fingerprint, warn_if_few
@@ -49,7 +49,10 @@ def extract(
     else:
         examples = _ascend(verifier, victim, seeds, labels)
     # Through the suspect's own path, so that the victim as a suspect gives the same answers to the last bit.
-    answers = Suspect(verifier.estimator, verifier.batch_size).logits(examples)
+    try:
+        answers = Suspect(verifier.estimator, verifier.batch_size).logits(examples)
+    except AccessError as error:
+        raise AccessError(f"The victim, asked as a suspect, failed on adversarial examples: {error}") from error
     fooled = answers.argmax(1) != labels
     kept = fooled if verifier.keep == "success" else torch.ones_like(fooled)
     if not kept.any():
@@ -106,11 +109,17 @@ def score(
             skipped["RobD"] = why + "; set allow_label_mismatch=True if class numbers mean the same in both"
         if not (verifier.allow_label_mismatch and verifier.wants("RobD")):
             return {}, skipped
-    logits_g = suspect.logits(examples)
-    labels_f, labels_g = logits_f.argmax(1), logits_g.argmax(1)
+    answers = suspect.rows(examples)
+    labels_f, labels_g = logits_f.argmax(1), labels_of(answers)
     reference = labels_f if verifier.rob_reference == "victim" else true
     rob_f, rob_g = robustness(labels_f, reference), robustness(labels_g, reference)
     scores = {"RobD": abs(rob_g - rob_f), "Rob": rob_g, "MR_adv": robustness(labels_g, labels_f)}
-    if logits_g.shape == logits_f.shape:
-        scores["JSD"] = jensen_shannon(to_probabilities(logits_f), to_probabilities(logits_g))
-    return scores, skipped
+    verifier._keep(scores)
+    suspect.check_finite(answers)  # a distance is not decided by answers that are none
+    if "JSD" in skipped or not verifier.wants("JSD"):
+        return scores, skipped
+    try:
+        logits_g = suspect.as_logits(answers)
+    except AccessError as error:
+        return scores, {"JSD": str(error)}
+    return {**scores, "JSD": jensen_shannon(to_probabilities(logits_f), to_probabilities(logits_g))}, skipped

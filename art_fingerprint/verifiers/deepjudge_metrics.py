@@ -47,6 +47,17 @@ def binarise(activations: Tensor, threshold: float = 0.5) -> Tensor:
     return (u - low) / (high - low + _RANGE_EPSILON) > threshold
 
 
+def flips(a: Tensor, b: Tensor) -> Tensor:
+    """Return where the binarised activations of two models differ, ``(T, K)`` bool."""
+    return binarise(a) ^ binarise(b)
+
+
+def mean_flips(flipped: Tensor, nu: Tensor | None = None) -> float:
+    """Return how many of :func:`flips` a test has on average, among all neurons or at its own neuron ``nu`` alone."""
+    counted = flipped.sum(1) if nu is None else _at(flipped, nu)
+    return float(counted.double().mean())
+
+
 def layer_output_distance(a: Tensor, b: Tensor, order: float = 2.0) -> float:
     """Return ``LOD_p = (1/T) sum_t |A_t - B_t|_p``, in [0, inf)."""
     return float(torch.linalg.vector_norm(a.double() - b.double(), ord=order, dim=1).mean())
@@ -54,7 +65,7 @@ def layer_output_distance(a: Tensor, b: Tensor, order: float = 2.0) -> float:
 
 def layer_activation_distance(a: Tensor, b: Tensor) -> float:
     """Return ``LAD = (1/T) sum_t sum_i |S(A_t)_i - S(B_t)_i|``, a count in [0, K]; divide by K for the fraction."""
-    return float((binarise(a) ^ binarise(b)).sum(1).double().mean())
+    return mean_flips(flips(a, b))
 
 
 def neuron_output_distance(a: Tensor, b: Tensor, nu: Tensor) -> float:
@@ -78,7 +89,7 @@ def neuron_activation_distance(a: Tensor, b: Tensor, nu: Tensor) -> float:
 
     Both public codes report it times the number of distinct neurons that have tests.
     """
-    return float(_at(binarise(a) ^ binarise(b), nu).double().mean())
+    return mean_flips(flips(a, b), nu)
 
 
 def robustness(labels: Tensor, reference: Tensor) -> float:
@@ -95,8 +106,8 @@ def jensen_shannon(p: Tensor, q: Tensor) -> float:
     :param q: ``(n, C)``, non-negative.
     """
     p, q = (rows.double() / rows.double().sum(1, keepdim=True) for rows in (p, q))
-    m = (p + q) / 2
-    terms = [torch.where(rows > 0, rows * (rows / m).log(), 0.0) for rows in (p, q)]
+    # not rows / ((p + q) / 2): half of the smallest number is 0
+    terms = [torch.where(rows > 0, rows * (2 * rows / (p + q)).log(), 0.0) for rows in (p, q)]
     return max(0.0, float(sum(terms).sum(1).mean()) / 2)  # type: ignore[union-attr]
 
 

@@ -161,7 +161,9 @@ def score(
     bad = nonfinite_rows(b)
     if bad:
         raise NonFiniteOutputError(f"The suspect's layer {layer!r} is NaN or infinite on {bad} of {len(b)} tests.")
-    lad, nad = formulas.layer_activation_distance(a, b), formulas.neuron_activation_distance(a, b, nu)
+    a, b = a.double(), b.double()
+    flipped = formulas.flips(a, b)
+    lad, nad = formulas.mean_flips(flipped), formulas.mean_flips(flipped, nu)
     return {
         "LOD": formulas.layer_output_distance(a, b, verifier.lod_order),
         "LAD": lad,

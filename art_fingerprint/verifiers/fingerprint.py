@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,37 +26,56 @@ _HEADER_KEY = "art_fingerprint"
 _MALFORMED = (ValueError, TypeError, KeyError, OverflowError, AttributeError)
 
 
-@dataclass(eq=False)
 class Fingerprint:
     """What an owner keeps: everything needed to score a suspect without the victim.
 
-    :ivar verifier: Class name of the verifier that made it.
-    :ivar params: The verifier's parameters, JSON values only.
-    :ivar facts: What extraction found out (shapes, clip values, counts, output kind, victim digest, versions), JSON
+    The arrays never change: they are copied in, and can only be looked at from outside. A digest is therefore computed
+    once, and again only if ``params`` or ``facts`` were changed.
+
+    :param verifier: Class name of the verifier that made it.
+    :param params: The verifier's parameters, JSON values only.
+    :param facts: What extraction found out (shapes, clip values, counts, output kind, victim digest, versions), JSON
         only.
-    :ivar arrays: Probes and cached answers of the victim, name to array.
-    :ivar calibration: Thresholds from reference models, set by ``Verifier.calibrate``; not part of the digest.
+    :param arrays: Probes and cached answers of the victim, name to array.
+    :param calibration: Thresholds from reference models, set by ``Verifier.calibrate``; not part of the digest.
     """
 
-    verifier: str
-    params: dict[str, Any]
-    facts: dict[str, Any]
-    arrays: dict[str, np.ndarray]
-    calibration: Calibration | None = field(default=None)
+    def __init__(
+        self,
+        verifier: str,
+        params: dict[str, Any],
+        facts: dict[str, Any],
+        arrays: Mapping[str, np.ndarray],
+        calibration: Calibration | None = None,
+    ) -> None:
+        self.verifier = verifier
+        self.params = params
+        self.facts = facts
+        self.calibration = calibration
+        self._arrays = {name: np.array(array, order="C") for name, array in arrays.items()}
+        self._digest: tuple[str, str] | None = None
+
+    @property
+    def arrays(self) -> Mapping[str, np.ndarray]:
+        """Probes and cached answers of the victim, name to read-only array."""
+        return MappingProxyType({name: _read_only(array) for name, array in self._arrays.items()})
 
     @property
     def digest(self) -> str:
         """SHA-256 over verifier, parameters, facts and arrays: one digest, one set of scores for a suspect."""
-        digest = hashlib.sha256(_json({"verifier": self.verifier, "params": self.params, "facts": self.facts}).encode())
-        for name in sorted(self.arrays):
-            array = np.ascontiguousarray(self.arrays[name])
-            digest.update(f"{name}:{array.dtype.str}:{array.shape}".encode())
-            digest.update(array.tobytes())
-        return digest.hexdigest()
+        described = _json({"verifier": self.verifier, "params": self.params, "facts": self.facts})
+        if self._digest is None or self._digest[0] != described:
+            digest = hashlib.sha256(described.encode())
+            for name in sorted(self._arrays):
+                array = np.ascontiguousarray(self._arrays[name])
+                digest.update(f"{name}:{array.dtype.str}:{array.shape}".encode())
+                digest.update(array.tobytes())
+            self._digest = (described, digest.hexdigest())
+        return self._digest[1]
 
     def tensors(self, *names: str) -> tuple[torch.Tensor, ...]:
-        """Return the named arrays as tensors on the host that share their memory."""
-        return tuple(torch.from_numpy(self.arrays[name]) for name in names)
+        """Return the named arrays as tensors on the host that share their memory: do not write to them."""
+        return tuple(torch.from_numpy(self._arrays[name]) for name in names)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the fingerprint to one safetensors file with a JSON header. The file appears whole or not at all."""
@@ -69,8 +89,7 @@ class Fingerprint:
             "digest": self.digest,
         }
         header["checksum"] = _checksum(header)
-        arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}
-        write_whole(path, save(arrays, metadata={_HEADER_KEY: _json(header)}))
+        write_whole(path, save(self._arrays, metadata={_HEADER_KEY: _json(header)}))
         return path
 
     @classmethod
@@ -109,7 +128,8 @@ class Fingerprint:
                 arrays=arrays,
                 calibration=None if calibration is None else Calibration.from_dict(calibration),
             )
-            intact = header.pop("checksum") == _checksum(header) and header["digest"] == fingerprint.digest
+            intact = _json(header) == metadata[_HEADER_KEY]  # JSON has other spellings of the same content
+            intact = intact and header.pop("checksum") == _checksum(header) and header["digest"] == fingerprint.digest
         except FingerprintFileError:
             raise
         except (*_MALFORMED, RecursionError) as error:
@@ -119,7 +139,7 @@ class Fingerprint:
         return fingerprint
 
     def __repr__(self) -> str:
-        arrays = ", ".join(f"{name} {array.shape}" for name, array in self.arrays.items())
+        arrays = ", ".join(f"{name} {array.shape}" for name, array in self._arrays.items())
         state = "calibrated" if self.calibration is not None else "uncalibrated"
         return f"Fingerprint({self.verifier}, {state}, {arrays}, digest={self.digest[:12]})"
 
@@ -133,6 +153,12 @@ def warn_if_few(count: int, what: str, stacklevel: int) -> None:
     """
     if count < 10:
         warnings.warn(f"The fingerprint has only {count} {what}; ten or more are advised.", stacklevel=stacklevel)
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def _json(value: object) -> str:

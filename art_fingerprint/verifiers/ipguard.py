@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from art_fingerprint.core.checks import check_choice, check_flag, check_number
 from art_fingerprint.core.classifier import LogitsNetwork, clip_bounds
-from art_fingerprint.core.queries import Suspect
+from art_fingerprint.core.queries import NanPolicy, Suspect
 from art_fingerprint.core.seeding import torch_generator
 from art_fingerprint.exceptions import EmptyFingerprintError, IncompatibleSuspectError, InvalidInputError
 from art_fingerprint.verifiers.base import Access, Metric, Verifier
@@ -170,6 +170,7 @@ class IPGuardVerifier(Verifier):
         keep: str = "all",
         allow_label_mismatch: bool = False,
         metric_names: Sequence[str] | None = None,
+        nan_policy: NanPolicy = "raise",
         batch_size: int = 128,
         seed: int = 0,
         verbose: bool = False,
@@ -193,11 +194,19 @@ class IPGuardVerifier(Verifier):
         :param allow_label_mismatch: Accept suspects with another number of classes; labels the victim does not have
             never match.
         :param metric_names: As in :class:`Verifier`.
+        :param nan_policy: As in :class:`Verifier`.
         :param batch_size: As in :class:`Verifier`.
         :param seed: As in :class:`Verifier`.
         :param verbose: As in :class:`Verifier`.
         """
-        super().__init__(classifier, metric_names=metric_names, batch_size=batch_size, seed=seed, verbose=verbose)
+        super().__init__(
+            classifier,
+            metric_names=metric_names,
+            nan_policy=nan_policy,
+            batch_size=batch_size,
+            seed=seed,
+            verbose=verbose,
+        )
         self.nb_probes = nb_probes
         self.margin = margin
         self.tol = tol

@@ -17,8 +17,9 @@ from tqdm.auto import tqdm
 from art_fingerprint.core.checks import check_choice, check_flag, check_number, check_suspect
 from art_fingerprint.core.classifier import LogitsNetwork, clip_bounds, guarded, network_of
 from art_fingerprint.core.digests import array_digest, network_digest
+from art_fingerprint.core.notices import warn_caller
 from art_fingerprint.core.outputs import OutputKind, nonfinite_rows, to_probabilities
-from art_fingerprint.core.queries import Suspect, same_space
+from art_fingerprint.core.queries import NanPolicy, Suspect, same_space
 from art_fingerprint.core.seeding import torch_generator
 from art_fingerprint.exceptions import (
     EmptyFingerprintError,
@@ -66,7 +67,8 @@ class ModelDiffVerifier(Verifier):
     - ``"natural"``: pairs of unchanged images.
 
     Outputs are compared as the models give them: logits with logits, probabilities with probabilities. If one model
-    gives logits and the other probabilities, both are compared as probabilities, with a warning.
+    gives logits and the other probabilities, both are compared as probabilities, with a warning; references that give
+    logits set thresholds for both.
 
     Deviations from the official code: seeds are images as given, without training augmentation; partners are also kept
     inside the classifier's ``clip_values``, because a real service refuses other inputs; the ascent runs on log
@@ -126,6 +128,7 @@ class ModelDiffVerifier(Verifier):
         search_departure: str = "mutated",
         search_clip: bool = False,
         metric_names: Sequence[str] | None = None,
+        nan_policy: NanPolicy = "raise",
         batch_size: int = 128,
         seed: int = 0,
         verbose: bool = False,
@@ -152,11 +155,19 @@ class ModelDiffVerifier(Verifier):
             inputs (a defect: the factor is a rounding residue, 0 for up to 25 inputs).
         :param search_clip: Keep mutations inside ``clip_values`` (no official code does).
         :param metric_names: As in :class:`Verifier`.
+        :param nan_policy: As in :class:`Verifier`.
         :param batch_size: As in :class:`Verifier`.
         :param seed: As in :class:`Verifier`.
         :param verbose: As in :class:`Verifier`.
         """
-        super().__init__(classifier, metric_names=metric_names, batch_size=batch_size, seed=seed, verbose=verbose)
+        super().__init__(
+            classifier,
+            metric_names=metric_names,
+            nan_policy=nan_policy,
+            batch_size=batch_size,
+            seed=seed,
+            verbose=verbose,
+        )
         self.nb_pairs = nb_pairs
         self.generator = generator
         self.space = space
@@ -173,6 +184,7 @@ class ModelDiffVerifier(Verifier):
         self.search_departure = search_departure
         self.search_clip = search_clip
         self._partner: Suspect | None = None
+        self._victim: tuple[Fingerprint, str, Tensor, Tensor] | None = None  # what was last computed of its answers
         self._check_params()
 
     def extract_joint(self, suspect: Any, x: np.ndarray, y: np.ndarray | None = None) -> Fingerprint:
@@ -246,18 +258,23 @@ class ModelDiffVerifier(Verifier):
 
     def _score(self, suspect: Suspect, fingerprint: Fingerprint) -> dict[str, float]:
         probes = torch.cat(fingerprint.tensors("seeds", "partners"))
-        outputs_f = torch.cat(fingerprint.tensors("seed_outputs", "partner_outputs"))
-        outputs_g = suspect.logits(probes)
+        outputs = suspect.logits(probes)
         space: OutputKind = fingerprint.facts["outputs"]
         if self.space == "probabilities" or not same_space(space, suspect.kind):
             space = "probabilities"
         self._compared(space, "DDV")
-        f, g = _in_space(outputs_f, space), _in_space(outputs_g, space)
-        n = len(probes) // 2
-        similarity = ddv_similarity(decision_distances(f[:n], f[n:]), decision_distances(g[:n], g[n:]))
+        ddv_f, matrix_f = self._victims_distances(fingerprint, space)
+        ddv_g, matrix_g = _distances(_in_space(outputs, space))
+        similarity = ddv_similarity(ddv_f, ddv_g)
         if math.isnan(similarity):
-            warnings.warn("No pair moves the output of the victim or of the suspect: DDV is undefined.", stacklevel=4)
-        return {"DDV": similarity, "DDM": ddm_distance(decision_distance_matrix(f), decision_distance_matrix(g))}
+            warn_caller("No pair moves the output of the victim or of the suspect: DDV is undefined.")
+        return {"DDV": similarity, "DDM": ddm_distance(matrix_f, matrix_g)}
+
+    def _victims_distances(self, fingerprint: Fingerprint, space: str) -> tuple[Tensor, Tensor]:
+        if self._victim is None or self._victim[:2] != (fingerprint, space):
+            outputs = torch.cat(fingerprint.tensors("seed_outputs", "partner_outputs"))
+            self._victim = (fingerprint, space, *_distances(_in_space(outputs, space)))
+        return self._victim[2:]
 
     # ------------------------------------------------------------------ generators
     @property
@@ -359,6 +376,11 @@ class ModelDiffVerifier(Verifier):
 
 def _in_space(logits: Tensor, space: str) -> Tensor:
     return to_probabilities(logits) if space == "probabilities" else logits.double()
+
+
+def _distances(outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the decision distance vector and matrix of answers to seeds and their partners."""
+    return decision_distances(*outputs.chunk(2)), decision_distance_matrix(outputs)
 
 
 def _finite(outputs: Tensor, what: str) -> Tensor:

@@ -71,9 +71,10 @@ def ddm_distance(matrix_f: Tensor, matrix_g: Tensor) -> float:
     The published codes call it a similarity, yet identical models give 0: it is a distance.
     """
     f, g = matrix_f.double().flatten(), matrix_g.double().flatten()
-    if not f.any() or not g.any():
+    length_f, length_g = float(f.norm()), float(g.norm())
+    if length_f == 0 or length_g == 0:
         return math.nan
-    return float((F.normalize(f, dim=0) - F.normalize(g, dim=0)).square().sum()) / 4
+    return float((f / length_f - g / length_g).square_().sum()) / 4
 
 
 def population_minmax(values: Sequence[float] | np.ndarray, *, invert: bool = False) -> np.ndarray:

@@ -1,38 +1,19 @@
-"""Reference models: what was measured on them, who they are, and the calibration that follows."""
+"""Reference models: who they are, and the calibration that follows from what was measured on them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from art.estimators.classification import PyTorchClassifier
+from torch import nn
 
 from art_fingerprint.core.classifier import network_of
-from art_fingerprint.core.digests import network_digest
-from art_fingerprint.exceptions import CalibrationError, FingerprintError, InvalidInputError
+from art_fingerprint.core.digests import first_weights_digest, network_digest
+from art_fingerprint.exceptions import CalibrationError, InvalidInputError
 from art_fingerprint.verifiers.calibration import Calibration, Direction, Rule, threshold
-
-# values of each tensor behind the short digest, which tells most models apart before all weights are read
-_SHORT = 8
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What one pass over a classifier gave.
-
-    :ivar scores: Metrics, then extras.
-    :ivar skipped: Metric name to the reason why it could not be computed.
-    :ivar spaces: Metric name to what was compared, ``"logits"`` or ``"probabilities"``, where either is possible.
-    :ivar queries: Samples sent.
-    :ivar failure: What ended the pass early, if anything.
-    """
-
-    scores: dict[str, float]
-    skipped: dict[str, str]
-    spaces: dict[str, str]
-    queries: int
-    failure: FingerprintError | None
+from art_fingerprint.verifiers.measurement import Measurement
 
 
 def reference_digests(models: Sequence[Any], victim: str) -> dict[str, str]:
@@ -53,7 +34,7 @@ def reference_digests(models: Sequence[Any], victim: str) -> dict[str, str]:
                 f"Reference model {index} has the weights of one before it; references must be trained independently "
                 "of each other."
             )
-        digests[full] = str(_digest(model, _SHORT))
+        digests[full] = str(_digest(model, first_weights_digest))
     return digests
 
 
@@ -61,7 +42,8 @@ def is_reference(suspect: Any, calibration: Calibration) -> bool:
     """Tell whether a suspect is one of the reference models. Only PyTorch classifiers can be recognised."""
     return (
         bool(calibration.digests)
-        and _digest(suspect, _SHORT) in calibration.digests.values()
+        # tells most models apart before all weights are read
+        and _digest(suspect, first_weights_digest) in calibration.digests.values()
         and _digest(suspect) in calibration.digests
     )
 
@@ -77,45 +59,62 @@ def calibration_of(
 ) -> Calibration:
     """Return the calibration that follows from the references' scores.
 
-    :param found: One measurement for each reference.
+    Metrics that were compared as logits on all references get thresholds in both spaces. If some references answer
+    probabilities, all of them are compared as probabilities.
+
+    :param found: One measurement for each reference, softened.
     :param directions: Metrics that are wanted, with their directions.
-    :raises CalibrationError: a reference failed, none of the metrics was computed on all of them, or a metric compared
-        logits on one and probabilities on another.
+    :raises CalibrationError: a reference failed, or none of the metrics was computed on all of them.
     """
     for index, measured in enumerate(found):
-        if measured.failure is not None:
+        if measured.trouble:
             raise CalibrationError(
-                f"Reference model {index} cannot be scored: {measured.failure}"
+                f"Reference model {index} cannot be scored: {measured.trouble}"
             ) from measured.failure
     names = [name for name in directions if all(name in measured.scores for measured in found)]
     if not names:
         raise CalibrationError("The reference models share no metric with this verifier.")
+
+    def calibration(
+        scores: dict[str, tuple[float, ...]],
+        spaces: dict[str, str],
+        known: dict[str, str],
+        softened: Calibration | None = None,
+    ) -> Calibration:
+        return Calibration(
+            references=scores,
+            thresholds={
+                name: threshold(values, directions[name], rule, alpha, confidence, false_positive_rate)
+                for name, values in scores.items()
+            },
+            rule=rule,
+            alpha=alpha,
+            confidence=confidence,
+            target_false_positive_rate=false_positive_rate,
+            spaces=spaces,
+            softened=softened,
+            digests=known,
+        )
+
+    own, soft, spaces = {}, {}, {}
     for name in names:
-        if len({measured.spaces.get(name) for measured in found}) > 1:
-            raise CalibrationError(
-                f"{name} of reference models that answer logits cannot be compared with that of models that answer "
-                "probabilities: use references of one kind, or set space='probabilities'."
-            )
-    scores = {name: tuple(measured.scores[name] for measured in found) for name in names}
-    return Calibration(
-        references=scores,
-        thresholds={
-            name: threshold(scores[name], directions[name], rule, alpha, confidence, false_positive_rate)
-            for name in names
-        },
-        rule=rule,
-        alpha=alpha,
-        confidence=confidence,
-        target_false_positive_rate=false_positive_rate,
-        spaces={name: space for name, space in found[0].spaces.items() if name in names},
-        digests=dict(digests),
-    )
+        kinds = {measured.spaces.get(name, "") for measured in found}
+        own[name] = tuple(measured.scores[name] for measured in found)
+        as_probabilities = tuple(measured.as_probabilities(name) for measured in found)
+        if len(kinds) > 1:
+            own[name] = as_probabilities
+        elif kinds == {"logits"} and np.isfinite(as_probabilities).all():
+            soft[name] = as_probabilities
+        if kinds != {""}:
+            spaces[name] = "logits" if kinds == {"logits"} else "probabilities"
+    softened = calibration(soft, dict.fromkeys(soft, "probabilities"), {}) if soft else None
+    return calibration(own, spaces, dict(digests), softened)
 
 
-def _digest(model: Any, values: int | None = None) -> str | None:
+def _digest(model: Any, digest_of: Callable[[nn.Module], str] = network_digest) -> str | None:
     if not isinstance(model, PyTorchClassifier):
         return None
     try:
-        return network_digest(network_of(model), values)
+        return digest_of(network_of(model))
     except InvalidInputError:  # a scripted or quantised network, which only answers queries
         return None

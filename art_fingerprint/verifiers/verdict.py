@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -15,6 +16,8 @@ from art_fingerprint.verifiers.calibration import (
     empirical_p_value,
     is_derived,
 )
+from art_fingerprint.verifiers.fingerprint import Fingerprint
+from art_fingerprint.verifiers.measurement import Measurement
 
 Vote = Literal["majority", "any", "all"]
 VOTES: tuple[Vote, ...] = ("majority", "any", "all")
@@ -30,6 +33,7 @@ class MetricResult:
     :ivar derived: This metric's decision; ``None`` if undecided, see :attr:`reason`.
     :ivar p_value: Chance of so extreme a value from an independent model; ``None`` if undecided.
     :ivar reason: Why this metric is undecided, else empty.
+    :ivar space: What was compared, ``"logits"`` or ``"probabilities"``; empty if that is always the same.
     """
 
     value: float
@@ -38,6 +42,7 @@ class MetricResult:
     derived: bool | None = None
     p_value: float | None = None
     reason: str = ""
+    space: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,45 @@ class Verdict:
             raise KeyError(f"The verdict has no metric {name!r}{why}; it has {', '.join(self.metrics)}.")
         return self.metrics[name]
 
+    @property
+    def verdict_false_positive_rate(self) -> float | None:
+        """Upper bound of the rate at which this vote calls an independent model derived; ``None`` as for one metric.
+
+        Of k metrics that vote, each flagging at most the rate q, m or more flag a model at most at the rate
+        ``k q / m`` (Markov), whatever they have in common; m is what the vote needs.
+        """
+        votes = sum(result.derived is not None for result in self.metrics.values())
+        if self.false_positive_rate is None or self.derived is None:
+            return None
+        needed = {"majority": votes // 2 + 1, "any": 1, "all": votes}[self.vote]
+        return min(1.0, self.false_positive_rate * votes / needed)
+
+    @property
+    def meaning(self) -> str:
+        """What decision, rates and p-values say, in words."""
+        return " ".join(self._sentences())
+
+    def _sentences(self) -> list[str]:
+        if self.nb_references == 0:
+            return ["Without reference models nothing says which values are unusual."]
+        n = self.nb_references
+        known = f"{n} references" if n > 1 else "one reference"
+        sentences = []
+        if self.derived is False:
+            sentences.append("No closer to the victim than independent models; a removal attack can bring that about.")
+        rate, whole = self.false_positive_rate, self.verdict_false_positive_rate
+        if rate is not None:
+            vote = "" if whole is None or whole == rate else f", this vote at most {whole:.1%}"
+            sentences.append(
+                f"False positives: of models trained independently, like the {known}, one metric is expected to call "
+                f"at most {rate:.1%} derived{vote}."
+            )
+        sentences.append(
+            f"p: the expected share of such models at least as close to the victim, with {known} never below "
+            f"{1 / (n + 1):.3g}."
+        )
+        return sentences
+
     def to_dict(self) -> dict[str, Any]:
         """Return the verdict as JSON values."""
         return {
@@ -92,6 +136,8 @@ class Verdict:
             "reason": self.reason,
             "complete": self.complete,
             "false_positive_rate": self.false_positive_rate,
+            "verdict_false_positive_rate": self.verdict_false_positive_rate,
+            "meaning": self.meaning,
             "skipped": dict(self.skipped),
             "references": {name: list(scores) for name, scores in self.references.items()},
             "metrics": {name: asdict(result) for name, result in self.metrics.items()},
@@ -99,10 +145,10 @@ class Verdict:
 
     def __repr__(self) -> str:
         words = {True: "DERIVED from the victim", False: "not derived", None: f"undecided: {self.reason}"}
-        rate = "" if self.false_positive_rate is None else f", false positives <= {self.false_positive_rate:.1%} each"
+        voters = f"{self.vote} of {len(self.metrics)} metrics" if len(self.metrics) > 1 else "one metric"
         lines = [
-            f"{self.verifier}: {words[self.derived]} ({self.vote} of {len(self.metrics)} metrics, {self.queries} "
-            f"queries, {self.nb_references} reference models{rate})"
+            f"{self.verifier}: {words[self.derived]} ({voters}, {self.queries} queries, {self.nb_references} "
+            "reference models)"
         ]
         for name, result in self.metrics.items():
             sign = "<" if result.direction == "distance" else ">"
@@ -113,35 +159,75 @@ class Verdict:
             flag = {True: "derived", False: "-", None: "?"}[result.derived]
             lines.append(f"  {name:<12} {result.value:>10.4g}   {flag:<8} ({limit}{p_value})")
         lines += [f"  {name:<12} {'skipped':>10}   {why}" for name, why in self.skipped.items()]
+        lines += [
+            textwrap.fill(words, 110, initial_indent="  ", subsequent_indent="    ") for words in self._sentences()
+        ]
         return "\n".join(lines)
 
 
-def judge(value: float, direction: Direction, name: str, calibration: Calibration | None, space: str) -> MetricResult:
-    """Decide one metric of one suspect.
+def conclude(
+    found: Measurement,
+    directions: Mapping[str, Direction],
+    calibration: Calibration | None,
+    vote: Vote,
+    fingerprint: Fingerprint,
+) -> Verdict:
+    """Return the verdict on a suspect.
 
-    :param value: Its score.
-    :param direction: Its direction.
-    :param name: The metric.
+    A metric that was compared as logits, while the thresholds are for probabilities, is judged by its softened score.
+
+    :param found: What was measured.
+    :param directions: Metric name to its direction, in the order of the verdict.
     :param calibration: Thresholds, if there are any.
-    :param space: What was compared, ``"logits"`` or ``"probabilities"``; empty if that is always the same.
+    :param vote: How metrics combine.
+    :param fingerprint: What it was measured with.
     """
-    tau = None if calibration is None else calibration.thresholds.get(name)
+    results, references = {}, {}
+    for name, direction in directions.items():
+        if name not in found.scores:
+            continue
+        value, space = found.scores[name], found.spaces.get(name, "")
+        if name in found.softened and calibration is not None and calibration.within(name, space) is None:
+            value, space = found.softened[name], "probabilities"
+        results[name] = _judge(value, direction, name, calibration, space)
+        known = None if calibration is None else calibration.within(name, space)
+        if known is not None:
+            references[name] = known.references[name]
+    derived = None if found.trouble else combine((result.derived for result in results.values()), vote)
+    return Verdict(
+        verifier=fingerprint.verifier,
+        metrics=results,
+        derived=derived,
+        vote=vote,
+        queries=found.queries,
+        nb_references=0 if calibration is None else calibration.nb_references,
+        seed=int(fingerprint.params["seed"]),
+        fingerprint_digest=fingerprint.digest,
+        skipped=found.skipped,
+        reason=found.trouble or (why_undecided(results) if derived is None else ""),
+        complete=found.failure is None,
+        references=references,
+        false_positive_rate=false_positive_rate(calibration),
+    )
+
+
+def _judge(value: float, direction: Direction, name: str, calibration: Calibration | None, space: str) -> MetricResult:
+    known = None if calibration is None else calibration.within(name, space)
+    tau = None if known is None else known.thresholds[name]
     if not math.isfinite(value):
-        return MetricResult(value, direction, tau, reason="undefined on this suspect")
-    if calibration is None or tau is None:
-        return MetricResult(value, direction, reason="not calibrated")
-    known = calibration.spaces.get(name, space)
-    if space != known:
+        return MetricResult(value, direction, tau, reason="undefined on this suspect", space=space)
+    if calibration is None or name not in calibration.thresholds:
+        return MetricResult(value, direction, reason="not calibrated", space=space)
+    if known is None or tau is None:
         return MetricResult(
             value,
             direction,
-            reason=f"compared as {space}, while the thresholds come from {known}: calibrate with models that answer as "
-            "this suspect does, or set space='probabilities'",
+            reason=f"compared as {space}, while the thresholds come from {calibration.spaces[name]}: calibrate again",
+            space=space,
         )
-    derived = is_derived(value, tau, direction, calibration.rule)
-    return MetricResult(
-        value, direction, tau, derived, empirical_p_value(value, calibration.references[name], direction)
-    )
+    derived = is_derived(value, tau, direction, known.rule)
+    p_value = empirical_p_value(value, known.references[name], direction)
+    return MetricResult(value, direction, tau, derived, p_value, space=space)
 
 
 def why_undecided(results: Mapping[str, MetricResult]) -> str:

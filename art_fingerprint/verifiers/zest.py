@@ -19,10 +19,10 @@ from torch import Tensor
 
 from art_fingerprint.core.checks import check_choice, check_flag, check_number
 from art_fingerprint.core.classifier import LogitsNetwork, clip_bounds
-from art_fingerprint.core.outputs import to_logits
-from art_fingerprint.core.queries import Suspect, same_space
+from art_fingerprint.core.queries import NanPolicy, Suspect, same_space
 from art_fingerprint.core.seeding import torch_generator
 from art_fingerprint.exceptions import (
+    AccessError,
     EmptyFingerprintError,
     FingerprintFileError,
     IncompatibleSuspectError,
@@ -40,6 +40,9 @@ NORMS: tuple[Norm, ...] = ("L1", "L2", "Linf", "cosine")
 
 # "auto" takes the grid below this number of segments
 FEW_SEGMENTS = 4
+# Cosine distances below this are rounding of float32 answers. As ties they pair equal classes with one another even if
+# a model's classes are multiples of each other, as those that it never predicts can be.
+_SMALLEST_ANGLE = 1e-12
 _ORDER = {"L1": 1.0, "L2": 2.0, "Linf": float("inf")}
 
 
@@ -47,7 +50,8 @@ _ORDER = {"L1": 1.0, "L2": 2.0, "Linf": float("inf")}
 def distance(u: Tensor, v: Tensor, norm: Norm) -> float:
     """Return the distance of two vectors of any shape, in float64.
 
-    ``cosine = 1 - u.v / (|u| |v|)`` in [0, 2]; a zero vector is at distance 1 of a non-zero one and 0 of a zero one.
+    ``cosine = 1 - u.v / (|u| |v|)`` in [0, 2], below 1e-12 rounding and 0; a zero vector is at distance 1 of a non-zero
+    one and 0 of a zero one.
     """
     u, v = u.double().flatten(), v.double().flatten()
     if norm != "cosine":
@@ -64,7 +68,8 @@ def class_distances(u: Tensor, v: Tensor, norm: Norm) -> Tensor:
     length_u, length_v = (torch.linalg.vector_norm(c, dim=1, keepdim=True) for c in (columns_u, columns_v))
     zero_u, zero_v = length_u == 0, length_v == 0
     similarity = (columns_u / length_u.masked_fill(zero_u, 1)) @ (columns_v / length_v.masked_fill(zero_v, 1)).T
-    return (1 - similarity).clamp(0, 2).masked_fill(zero_u & zero_v.T, 0)
+    distances = (1 - similarity).clamp(0, 2)
+    return distances.masked_fill((distances < _SMALLEST_ANGLE) | (zero_u & zero_v.T), 0)
 
 
 def assignment(costs: Tensor, align: Literal["greedy", "hungarian"] = "greedy") -> Tensor:
@@ -93,6 +98,15 @@ def assignment(costs: Tensor, align: Literal["greedy", "hungarian"] = "greedy") 
     return match
 
 
+def check_same_classes(victim: int, suspect: int) -> None:
+    """Raise :class:`IncompatibleSuspectError` unless both numbers of classes are the same."""
+    if victim != suspect:
+        raise IncompatibleSuspectError(
+            f"The victim has {victim} classes, the suspect {suspect}: align='identity' needs the same classes; use "
+            "align='greedy'."
+        )
+
+
 def aligned_distance(victim: Tensor, suspect: Tensor, norm: Norm, align: Align = "greedy") -> float:
     """Return the distance of two signatures after matching their classes.
 
@@ -106,11 +120,7 @@ def aligned_distance(victim: Tensor, suspect: Tensor, norm: Norm, align: Align =
     :raises IncompatibleSuspectError: ``"identity"`` with different class counts.
     """
     if align == "identity":
-        if victim.shape[1] != suspect.shape[1]:
-            raise IncompatibleSuspectError(
-                f"The victim has {victim.shape[1]} classes, the suspect {suspect.shape[1]}: align='identity' needs the "
-                "same classes; use align='greedy'."
-            )
+        check_same_classes(victim.shape[1], suspect.shape[1])
         return distance(victim, suspect, norm)
     few, many = (suspect, victim) if suspect.shape[1] < victim.shape[1] else (victim, suspect)
     return distance(few, many[:, assignment(class_distances(few, many, norm), align)], norm)
@@ -133,9 +143,9 @@ class ZestVerifier(Verifier):
     ``F_i >= S``); equal masks of an image are run once and all-zero masks never, which leaves the weights as they are;
     zero vectors have a cosine distance. The victim is asked as a suspect is, with its postprocessing defences.
 
-    A victim that gives logits and a suspect that gives probabilities are compared as probabilities, with a warning:
-    then only cosine is meaningful, and thresholds from references that give logits do not apply.
-    ``space="probabilities"`` puts all models into that space from the start.
+    A victim that gives logits and a suspect that gives probabilities are compared as probabilities, with a warning;
+    references that give logits set thresholds for both. ``space="probabilities"`` puts all models into that space from
+    the start.
 
     Cost: extraction ``U`` forward samples of the victim, scoring ``U`` queries, where ``U <= N * S`` is the number of
     distinct masks (fact ``nb_probes``). Memory: one masked batch and ``U`` answers.
@@ -182,6 +192,7 @@ class ZestVerifier(Verifier):
         space: Literal["auto", "probabilities"] = "auto",
         shuffle: bool = False,
         metric_names: Sequence[str] | None = None,
+        nan_policy: NanPolicy = "raise",
         batch_size: int = 128,
         seed: int = 0,
         verbose: bool = False,
@@ -208,11 +219,19 @@ class ZestVerifier(Verifier):
             ``"probabilities"`` always compares probabilities (ours).
         :param shuffle: Draw the reference images at random instead of taking the first (RemovalNet).
         :param metric_names: See :class:`Verifier`.
+        :param nan_policy: See :class:`Verifier`.
         :param batch_size: Masked images in one forward pass.
         :param seed: Seed of the masks and of ``shuffle``.
         :param verbose: Show a progress bar during extraction.
         """
-        super().__init__(classifier, metric_names=metric_names, batch_size=batch_size, seed=seed, verbose=verbose)
+        super().__init__(
+            classifier,
+            metric_names=metric_names,
+            nan_policy=nan_policy,
+            batch_size=batch_size,
+            seed=seed,
+            verbose=verbose,
+        )
         self.nb_images = nb_images
         self.nb_masks = nb_masks
         self.segmenter = segmenter
@@ -225,7 +244,7 @@ class ZestVerifier(Verifier):
         self.align: Align = align
         self.space = space
         self.shuffle = shuffle
-        self._plan: tuple[dict[str, np.ndarray], ProbePlan] | None = None
+        self._plan: tuple[Fingerprint, ProbePlan] | None = None
         self._check_params()
 
     def _check_params(self) -> None:
@@ -276,33 +295,31 @@ class ZestVerifier(Verifier):
         # Through a suspect's path, so that a victim with postprocessing is still at distance 0 of itself.
         client = Suspect(self._estimator, self.batch_size)
         try:
-            answers = plan.answers(client.raw, self.batch_size, client.device, verbose=self.verbose)
-        except NonFiniteOutputError as error:
-            raise NonFiniteOutputError(f"The victim, asked as a suspect, failed on a masked image: {error}") from error
-        if client.kind == "probabilities":
-            answers = to_logits(answers)
+            answers = client.as_logits(plan.answers(client.raw, self.batch_size, client.device, verbose=self.verbose))
+        except (AccessError, NonFiniteOutputError) as error:
+            raise type(error)(f"The victim, asked as a suspect, failed on masked images: {error}") from error
         for space in ("logits", "probabilities"):
             signature = plan.signature(answers, probabilities=space == "probabilities")
             arrays[f"signature_{space}"] = signature.cpu().numpy()
-        self._plan = (arrays, plan)
         counts = {"requested_images": self.nb_images, "nb_images": len(images), "nb_probes": len(plan)}
         return arrays, {**facts, **counts, "outputs": client.kind}
 
     def _score(self, suspect: Suspect, fingerprint: Fingerprint) -> dict[str, float]:
-        if self._plan is None or self._plan[0] is not fingerprint.arrays:
-            self._plan = (fingerprint.arrays, ProbePlan.build(fingerprint.arrays, fingerprint.facts["nb_classes"]))
+        if self.align == "identity":
+            check_same_classes(fingerprint.facts["nb_classes"], suspect.nb_classes)
+        if self._plan is None or self._plan[0] is not fingerprint:
+            self._plan = (fingerprint, ProbePlan.build(fingerprint.arrays, fingerprint.facts["nb_classes"]))
         plan = self._plan[1]
-        answers = plan.answers(suspect.raw, suspect.batch_size, suspect.device)
+        answers = suspect.as_logits(plan.answers(suspect.raw, suspect.batch_size, suspect.device))
         kind = fingerprint.facts["outputs"]
         probabilities = self.space == "probabilities" or not same_space(kind, suspect.kind) or kind == "probabilities"
         self._compared("probabilities" if probabilities else "logits", *(f"ZEST-{norm}" for norm in NORMS))
-        if suspect.kind == "probabilities":
-            answers = to_logits(answers)
         signature = plan.signature(answers, probabilities=probabilities)
-        stored = fingerprint.arrays.get("signature_probabilities" if probabilities else "signature_logits")
-        if stored is None or stored.ndim != 2 or len(stored) != len(signature):
+        stored = "signature_probabilities" if probabilities else "signature_logits"
+        found = fingerprint.tensors(stored) if stored in fingerprint.arrays else ()
+        if not found or found[0].ndim != 2 or len(found[0]) != len(signature):
             raise FingerprintFileError("The fingerprint lacks a signature of the victim that fits its segments.")
-        victim = torch.from_numpy(stored).to(signature.device)
+        victim = found[0].to(signature.device)
         return {
             f"ZEST-{norm}": aligned_distance(victim, signature, norm, self.align)
             for norm in NORMS

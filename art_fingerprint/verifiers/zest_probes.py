@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -96,7 +96,7 @@ class ProbePlan:
     nb_classes: int
 
     @classmethod
-    def build(cls, arrays: dict[str, np.ndarray], nb_classes: int) -> ProbePlan:
+    def build(cls, arrays: Mapping[str, np.ndarray], nb_classes: int) -> ProbePlan:
         """Find the distinct masks of a fingerprint. Cost: no queries.
 
         :param arrays: Arrays of a ZEST fingerprint.
@@ -108,9 +108,9 @@ class ProbePlan:
         owner, rows, counts = distinct_masks(arrays["masks"])
         masks = np.unpackbits(rows, axis=1, count=int(segments.max()) + 1).astype(bool)
         return cls(
-            images=torch.from_numpy(arrays["images"]),
+            images=torch.tensor(arrays["images"]),
             segments=segments,
-            fill=torch.from_numpy(arrays["fill"]),
+            fill=torch.tensor(arrays["fill"]),
             owner=torch.from_numpy(owner),
             masks=torch.from_numpy(masks),
             counts=torch.from_numpy(counts),
@@ -176,7 +176,7 @@ class ProbePlan:
         return torch.cat(parts)
 
 
-def _check_arrays(arrays: dict[str, np.ndarray]) -> None:
+def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
     wanted = {"images": (4, "f"), "segments": (3, "iu"), "masks": (3, "u"), "fill": (3, "f")}
     wrong = [
         name

@@ -1,0 +1,109 @@
+"""One pass over a classifier: what a scoring hook reports on its way, and what is left of it if it ends early."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from art_fingerprint.core.queries import Suspect
+from art_fingerprint.exceptions import (
+    AccessError,
+    FingerprintError,
+    IncompatibleSuspectError,
+    NonFiniteOutputError,
+    QueryBudgetError,
+    SuspectFailedError,
+)
+
+
+@dataclass
+class Notes:
+    """What a scoring hook has reported so far, in the fields of a :class:`Measurement`."""
+
+    kept: dict[str, float] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    spaces: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one pass over a classifier gave.
+
+    :ivar scores: Metrics, then extras.
+    :ivar skipped: Metric name to the reason why it could not be computed.
+    :ivar spaces: Metric name to what was compared, ``"logits"`` or ``"probabilities"``, where either is possible.
+    :ivar queries: Samples sent.
+    :ivar failure: What ended the pass early, if anything.
+    :ivar undefined: Why some metrics are NaN although the pass went on, under ``nan_policy="mismatch"``; else empty.
+    :ivar softened: Scores of the metrics that were compared as logits, had the classifier answered probabilities; empty
+        unless asked for.
+    """
+
+    scores: dict[str, float]
+    skipped: dict[str, str]
+    spaces: dict[str, str]
+    queries: int
+    failure: FingerprintError | None = None
+    undefined: str = ""
+    softened: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def trouble(self) -> str:
+        """Why no verdict follows from this, or empty."""
+        return str(self.failure or self.undefined)
+
+    def as_probabilities(self, name: str) -> float:
+        """Return the score of a metric had the classifier answered probabilities; NaN if that was not measured."""
+        return self.softened.get(name, math.nan) if self.spaces.get(name) == "logits" else self.scores[name]
+
+
+def measure(
+    score: Callable[[Suspect], Mapping[str, float]],
+    suspect: Suspect,
+    notes: Notes,
+    names: Sequence[str],
+    extras: Iterable[str] = (),
+) -> Measurement:
+    """Run a scoring hook on a suspect.
+
+    A suspect that fails, or costs more than the budget, ends the pass; what the hook had reported is kept. Answers that
+    are not finite do the same, or leave the rest of the metrics NaN if they are mismatches. Metrics that need scores
+    are skipped if the suspect answers labels.
+
+    :param score: The hook.
+    :param suspect: The classifier, metered.
+    :param notes: Where the hook reports.
+    :param names: Metrics that are wanted.
+    :param extras: Further values that are wanted if they come for free.
+    :raises IncompatibleSuspectError: none of the metrics can be computed on this suspect.
+    """
+    failure: FingerprintError | None = None
+    undefined = ""
+    try:
+        notes.kept.update(score(suspect))
+    except AccessError as error:
+        notes.skipped.update({name: str(error) for name in names if name not in notes.kept})
+    except NonFiniteOutputError as error:
+        if suspect.nan_policy == "mismatch":
+            undefined = str(error)
+            missing = [name for name in names if name not in {**notes.kept, **notes.skipped}]
+            notes.kept.update(dict.fromkeys(missing, math.nan))
+        else:
+            failure = error
+    except (QueryBudgetError, SuspectFailedError) as error:
+        failure = error
+    skipped = {name: why for name, why in notes.skipped.items() if name in names}
+    if failure is not None:
+        missing = [name for name in names if name not in {**notes.kept, **skipped}]
+        skipped |= dict.fromkeys(missing, "scoring ended before it")
+    elif not any(name in notes.kept for name in names):
+        raise IncompatibleSuspectError("No metric can be computed on this suspect: " + in_groups(skipped))
+    scores = {name: float(notes.kept[name]) for name in (*names, *extras) if name in notes.kept}
+    return Measurement(scores, skipped, notes.spaces, suspect.queries, failure, undefined)
+
+
+def in_groups(reasons: Mapping[str, str]) -> str:
+    """Return the reasons of several metrics as one sentence, equal ones once."""
+    whys = dict.fromkeys(reasons.values())
+    return "; ".join(f"{', '.join(name for name, of in reasons.items() if of == why)}: {why}" for why in whys)
