@@ -11,17 +11,29 @@ from typing import Any
 from art_fingerprint._version import __version__
 
 _EXPORTS = {
+    "AdversarialFineTuningAttack": "attacks",
+    "CompositeAttack": "attacks",
     "DeepJudgeVerifier": "verifiers",
     "DistillationAttack": "attacks",
+    "FeaturePermutationAttack": "attacks",
+    "FinePruningAttack": "attacks",
     "FineTuningAttack": "attacks",
     "Fingerprint": "verifiers",
     "IPGuardVerifier": "verifiers",
+    "KnockoffNetsAttack": "attacks",
+    "LabelSmoothingAttack": "attacks",
+    "LayerFineTuningAttack": "attacks",
+    "LogitDistillationAttack": "attacks",
     "ModelDiffVerifier": "verifiers",
+    "RegularizationAttack": "attacks",
     "RemovalAttack": "attacks",
     "RemovalNetAttack": "attacks",
+    "RetrainingAttack": "attacks",
     "Verdict": "verifiers",
     "Verifier": "verifiers",
     "WeightPruningAttack": "attacks",
+    "WeightQuantizationAttack": "attacks",
+    "WeightShiftingAttack": "attacks",
     "ZestVerifier": "verifiers",
 }
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import art_fingerprint.attacks as attacks
 import art_fingerprint.verifiers as verifiers
-from art_fingerprint.benchmark.store import KEYS, Store, cell_key
+from art_fingerprint.benchmark.store import ADDED_KEYS, KEYS, Store, cell_key
 from art_fingerprint.core.classifier import network_of
 from art_fingerprint.core.parameters import as_json
 from art_fingerprint.core.seeding import derive_seed, forked_random_state
@@ -141,7 +141,7 @@ class Bench:
 
     def _run_suspect(self, suspect: SuspectModel, names: list[str]) -> None:
         base: dict[str, Any] = {
-            **dict.fromkeys(KEYS),
+            **dict.fromkeys((*KEYS, *ADDED_KEYS)),
             "preset": self.preset.name,
             "dataset": self.preset.dataset,
             "victim": self._key("victim", self.preset.victim_seed),
@@ -161,6 +161,7 @@ class Bench:
                 "accuracy_drop": accuracy_drop(self.victim_accuracy, score),
                 "agreement": agreement(self.victim, model, self.data.x_test),
                 "attack_seconds": getattr(model, "surrogate_info", {}).get("seconds"),
+                "cost": getattr(model, "surrogate_info", {}).get("cost"),
             }
         except Exception as error:
             logger.exception("%s seed %d failed", suspect.label, suspect.seed)

@@ -24,6 +24,8 @@ KEYS = (
     *("verifier", "verifier_params", "metrics", "derived", "accuracy", "accuracy_drop", "agreement"),
     *("attack_seconds", "verify_seconds", "queries", "status", "reason", "versions", "device"),
 )
+# What rows of earlier versions lack: `cost` is the attack's account (CostMeter), null where there is none.
+ADDED_KEYS = ("cost",)
 
 
 def cell_key(**facts: Any) -> str:
