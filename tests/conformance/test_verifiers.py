@@ -35,6 +35,7 @@ from art_fingerprint.verifiers import (
     Verifier,
     ZestVerifier,
 )
+from art_fingerprint.verifiers.calibration import Calibration
 from tests.conformance.discovery import concrete_subclasses
 from tests.states import black_box, label_box, mark, random_states, state_of
 from tests.victims import several_classes
@@ -424,31 +425,72 @@ def soft_box(classifier: PyTorchClassifier) -> BlackBoxClassifierNeuralNetwork:
     )
 
 
+def in_two_spaces(case: Case) -> list[str]:
+    """Return the metrics that can be compared as logits or as probabilities."""
+    return [m.name for m in case.verifier.metrics] if "space" in case.verifier.verifier_params else []
+
+
 @every_verifier
 @pytest.mark.filterwarnings("ignore:.*compared as probabilities")
-def test_thresholds_hold_for_answers_of_their_own_kind(case: Case, folder: Path) -> None:
+def test_references_that_give_logits_set_thresholds_for_probabilities_too(case: Case, folder: Path) -> None:
+    verifier, soft = ready(case, folder), ready(case, folder)
+    if in_two_spaces(case):
+        soft.set_params(space="probabilities")
+    models = [independent(seed) for seed in (11, 12, 13, 14, 15)]
+    soft.calibrate([soft_box(model) for model in models])
+    for suspect in (independent(1), victim()):
+        verdict, plain = verifier.verify(soft_box(suspect)), verifier.verify(black_box(suspect))
+        expected = soft.verify(soft_box(suspect))
+        for name, result in verdict.metrics.items():
+            assert result.space == ("probabilities" if name in in_two_spaces(case) else "")
+            assert plain[name].space == ("logits" if name in in_two_spaces(case) else "")
+            assert result.value == pytest.approx(expected[name].value, abs=1e-4)
+            assert result.threshold == pytest.approx(expected[name].threshold, abs=1e-4)
+            assert verdict.references[name] == pytest.approx(expected.references[name], abs=1e-4)
+            assert (result.derived, result.p_value) == (expected[name].derived, expected[name].p_value)
+            assert (result.threshold == plain[name].threshold) is (name not in in_two_spaces(case))
+        assert verdict.queries == plain.queries
+
+
+@every_verifier
+@pytest.mark.filterwarnings("ignore:.*compared as probabilities")
+def test_references_of_both_kinds_are_compared_as_probabilities(case: Case, folder: Path) -> None:
     verifier = ready(case, folder)
-    verdict, plain = verifier.verify(soft_box(independent(1))), verifier.verify(black_box(independent(1)))
-    affected = [name for name, result in verdict.metrics.items() if result.derived is None]
-    assert affected == ([m.name for m in verifier.metrics] if hasattr(verifier, "space") else [])
-    for name, result in verdict.metrics.items():
-        if name in affected:
-            assert (result.threshold, result.p_value) == (None, None)
-            assert "thresholds come from logits" in result.reason
-            assert name in verdict.reason
-            assert result.reason in repr(verdict)
-        else:
-            assert result.value == pytest.approx(plain[name].value, abs=1e-5)
-            assert result.derived == plain[name].derived
-    if affected:
-        models = [independent(11), soft_box(independent(12))]
-        with pytest.raises(CalibrationError, match="space='probabilities'"):
-            verifier.calibrate(models)
-        verifier.set_params(space="probabilities")
-        verifier.calibrate(models)
-        verdict = verifier.verify(soft_box(victim()))
-        assert verdict.derived is True
-        assert verdict.derived == verifier.verify(victim()).derived
+    models = [independent(seed) for seed in (11, 12, 13)]
+    sent: list[int] = []
+    models[0].model.block1.register_forward_pre_hook(lambda _, inputs: sent.append(len(inputs[0])))
+    verifier.set_params(metric_names=[m.name for m in case.verifier.metrics if m.access != "layers"])
+    verifier.calibrate([models[0], soft_box(models[1]), models[2]])
+    verdict = verifier.verify(victim())
+    assert sum(sent) == verdict.queries
+    assert verdict.derived is True
+    assert verdict.derived == verifier.verify(soft_box(victim())).derived
+    soft = verifier.verify(soft_box(independent(1)))
+    for name, result in verifier.verify(independent(1)).metrics.items():
+        assert result.space == ("probabilities" if name in in_two_spaces(case) else "")
+        assert result.value == pytest.approx(soft[name].value, abs=1e-4)
+        assert result.threshold == soft[name].threshold
+
+
+@every_verifier
+@pytest.mark.filterwarnings("ignore:.*compared as probabilities")
+def test_thresholds_of_another_space_decide_nothing(case: Case, folder: Path) -> None:
+    verifier = ready(case, folder)
+    fingerprint = verifier.fingerprint
+    assert fingerprint is not None
+    assert fingerprint.calibration is not None
+    data = fingerprint.calibration.to_dict()
+    del data["softened"]  # as in files of the first version
+    fingerprint.calibration = Calibration.from_dict(data)
+    verdict = verifier.verify(soft_box(independent(1)))
+    undecided = [name for name, result in verdict.metrics.items() if result.derived is None]
+    assert undecided == in_two_spaces(case)
+    for name in undecided:
+        assert (verdict[name].threshold, verdict[name].p_value) == (None, None)
+        assert "thresholds come from logits" in verdict[name].reason
+        assert name in verdict.reason
+        assert verdict[name].reason in repr(verdict)
+        assert name not in verdict.references
 
 
 @every_verifier

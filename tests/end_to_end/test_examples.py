@@ -26,3 +26,7 @@ def test_example_runs(script: Path, tmp_path: Path) -> None:
         assert verdicts[0].startswith("DERIVED")
         # Not the independent model's verdict: five references accuse one in six by chance.
         assert copy < 0.2 * independent
+    if script.stem == "02_third_party":
+        verdicts = re.findall(r"^\w+Verifier: (DERIVED|not derived|undecided)", done.stdout, flags=re.MULTILINE)
+        assert len(verdicts) == 4
+        assert verdicts[:2] == ["DERIVED", "DERIVED"]  # the copy; the independent model's are left to chance

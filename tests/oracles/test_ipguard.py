@@ -101,9 +101,7 @@ def test_number_of_sign_steps_on_a_linear_model_of_two_classes() -> None:
     assert fingerprint.facts["nb_updates"] == int(steps.sum())
     sign = torch.where(x.flatten(1).double() @ difference > 0, 1.0, -1.0)[:, None]
     expected = x.flatten(1) - 0.01 * steps[:, None] * sign * difference.sign()
-    torch.testing.assert_close(
-        torch.from_numpy(fingerprint.arrays["probes"]).flatten(1).double(), expected, rtol=0, atol=1e-5
-    )
+    torch.testing.assert_close(fingerprint.tensors("probes")[0].flatten(1).double(), expected, rtol=0, atol=1e-5)
 
 
 def small_network() -> nn.Module:
@@ -124,7 +122,8 @@ def test_against_one_point_at_a_time_in_float64() -> None:
     verifier = IPGuardVerifier(
         wrap(network, (1, 4, 4), 5), margin=0.3, learning_rate=0.01, max_iter=25, initial_points="first", batch_size=4
     )
-    arrays = verifier.extract(x.numpy()).arrays
+    fingerprint = verifier.extract(x.numpy())
+    arrays = fingerprint.arrays
     reference = small_network().double()
     labels, converged, probes = [], [], []
     for x0 in x.double():
@@ -150,17 +149,18 @@ def test_against_one_point_at_a_time_in_float64() -> None:
     assert 3 <= sum(converged) <= 14
     assert arrays["converged"].tolist() == converged
     assert arrays["labels"].tolist() == labels
-    torch.testing.assert_close(torch.from_numpy(arrays["probes"]).double(), torch.stack(probes), rtol=0, atol=1e-4)
+    torch.testing.assert_close(fingerprint.tensors("probes")[0].double(), torch.stack(probes), rtol=0, atol=1e-4)
 
 
 def test_converged_points_lie_across_the_boundary_with_the_source_as_runner_up() -> None:
     network = small_network()
     x = torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(7))
     verifier = IPGuardVerifier(wrap(network, (1, 4, 4), 5), margin=0.2, learning_rate=0.01, target="random", clip=False)
-    arrays = verifier.extract(x.numpy()).arrays
+    fingerprint = verifier.extract(x.numpy())
+    arrays = fingerprint.arrays
     kept = arrays["converged"]
     assert kept.sum() > 20
-    logits = network(torch.from_numpy(arrays["probes"])).detach().numpy()[kept]
+    logits = network(fingerprint.tensors("probes")[0]).detach().numpy()[kept]
     rows, i, j = np.arange(kept.sum()), arrays["source"][kept], arrays["target"][kept]
     assert (logits[rows, j] >= logits[rows, i] + 0.2 - 1e-5).all()
     others = logits.copy()

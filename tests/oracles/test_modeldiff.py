@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from art_fingerprint.core.seeding import torch_generator
@@ -29,6 +30,7 @@ from art_fingerprint.verifiers.modeldiff_probes import (
     search_probes,
 )
 from tests.conftest import wrap
+from tests.oracles import slow_metrics as slow
 
 
 # ---------------------------------------------------------------------- DDV and DDM
@@ -54,17 +56,6 @@ def test_small_angles_keep_their_digits(angle: float, scale: float) -> None:
     assert float(decision_distances(a, b)) == pytest.approx(2 * math.sin(angle / 2) ** 2, rel=1e-6)
 
 
-def _slow_similarity(f: np.ndarray, g: np.ndarray) -> float:
-    n = len(f) // 2
-
-    def cosine(u: list[float], v: list[float]) -> float:
-        dot = math.fsum(a * b for a, b in zip(u, v, strict=True))
-        return dot / (math.sqrt(math.fsum(a * a for a in u)) * math.sqrt(math.fsum(b * b for b in v)))
-
-    vectors = [[1 - cosine(o[i].tolist(), o[n + i].tolist()) for i in range(n)] for o in (f, g)]
-    return cosine(*vectors)
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_similarity_against_loops_and_its_invariances(seed: int) -> None:
     draws = torch.Generator().manual_seed(seed)
@@ -74,7 +65,7 @@ def test_similarity_against_loops_and_its_invariances(seed: int) -> None:
         return ddv_similarity(decision_distances(f[:6], f[6:]), decision_distances(g[:6], g[6:]))
 
     value = similarity(f, g)
-    assert value == pytest.approx(_slow_similarity(f.numpy(), g.numpy()), abs=1e-12)
+    assert value == pytest.approx(slow.decision_similarity(f.numpy(), g.numpy()), abs=1e-12)
     assert similarity(g, f) == pytest.approx(value, abs=1e-12)
     assert similarity(f, f) == pytest.approx(1, abs=1e-12)
     assert similarity(f, g[:, torch.randperm(7, generator=draws)]) == pytest.approx(value, abs=1e-12)
@@ -172,44 +163,6 @@ class SmallNet(nn.Module):
         return self.second(torch.tanh(self.first(x.flatten(1))))
 
 
-def _slow_pgd(
-    network: nn.Module,
-    seeds: Tensor,
-    starts: Tensor,
-    outputs: Tensor,
-    objective: str,
-    radius: float,
-    step: float,
-    max_iter: int,
-    weights: list[float],
-    low: float,
-    high: float,
-) -> Tensor:
-    """PGD of section 3.1, one seed at a time, entry by entry, in float64."""
-    mean = outputs.mean(0)
-    partners = []
-    for seed, start, output in zip(seeds, starts, outputs, strict=True):
-        clamp = [(max(c - radius, low), min(c + radius, high)) for c in seed.tolist()]
-        point = [min(max(v, a), b) for v, (a, b) in zip(start.tolist(), clamp, strict=True)]
-        for _ in range(max_iter):
-            leaf = torch.tensor([point], dtype=torch.float64, requires_grad=True)
-            score = network(leaf)[0]
-            if objective == "away-from-mean":
-                value = sum(
-                    w * (s - 1000 * (m - o)) ** 2 for w, s, m, o in zip(weights, score, mean, output, strict=True)
-                )
-            elif objective == "cosine":
-                value = 1 - (score @ output) / (score.norm() * output.norm())
-            else:
-                value = -torch.log_softmax(score, 0)[int(output.argmax())]
-            value.backward()  # type: ignore[union-attr]
-            assert leaf.grad is not None
-            moved = [v + step * float(np.sign(d)) for v, d in zip(point, leaf.grad[0].tolist(), strict=True)]
-            point = [min(max(v, a), b) for v, (a, b) in zip(moved, clamp, strict=True)]
-        partners.append(point)
-    return torch.tensor(partners, dtype=torch.float64)
-
-
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("kind", ["first-class", "uniform"])
 def test_extraction_and_score_against_a_slow_float64_run(objective: str, kind: str) -> None:
@@ -234,14 +187,24 @@ def test_extraction_and_score_against_a_slow_float64_run(objective: str, kind: s
     with torch.no_grad():
         outputs = network(seeds)
     starts = seeds + (2 * noise.double() - 1) * 0.2
-    partners = _slow_pgd(
-        network, seeds, starts, outputs, objective, 0.2, 0.03, 15, weights, float(x.min()), float(x.max())
+
+    def objective_of(output: Tensor) -> slow.Network:
+        if objective == "away-from-mean":
+            return slow.away_from_mean(network, output.numpy(), outputs.mean(0).numpy(), weights)
+        if objective == "cosine":
+            return lambda point: 1 - F.cosine_similarity(network(point)[0], output, dim=0)
+        return lambda point: F.cross_entropy(network(point), output.argmax()[None])
+
+    rows = zip(outputs, seeds.numpy(), starts.numpy(), strict=True)
+    partners = torch.from_numpy(
+        np.stack([slow.ascent(objective_of(o), *one, 0.2, 0.03, 15, x.min(), x.max()) for o, *one in rows])
     )
     np.testing.assert_allclose(fingerprint.arrays["seeds"], seeds.numpy(), atol=0)
     np.testing.assert_allclose(fingerprint.arrays["partners"], partners.numpy(), atol=1e-5)
     with torch.no_grad():
         f, g = (h(torch.cat([seeds, partners])).numpy() for h in (network, stranger))
-    assert verifier.score(wrap(SmallNet(1, 7, 5), (7,), 5))["DDV"] == pytest.approx(_slow_similarity(f, g), abs=1e-4)
+    scores = verifier.score(wrap(SmallNet(1, 7, 5), (7,), 5))
+    assert scores["DDV"] == pytest.approx(slow.decision_similarity(f, g), abs=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:.*outside the classifier's clip_values:UserWarning")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +23,7 @@ from art_fingerprint.verifiers.zest import (
 )
 from art_fingerprint.verifiers.zest_probes import ProbePlan, distinct_masks, draw_masks, regression_matrices
 from tests.conftest import TinyCNN, wrap
+from tests.oracles import slow_metrics as slow
 
 Maker = Callable[..., PyTorchClassifier]
 SMALL: dict[str, Any] = {"nb_images": 12, "nb_masks": 40, "kernel_size": 2.0}
@@ -34,49 +34,8 @@ def tensor(values: list[Any]) -> Tensor:
 
 
 # ---------------------------------------------------------------------- the slow version
-def slow_weights(fingerprint_arrays: dict[str, np.ndarray], ask: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Loop over images and masks, with every repeated and empty mask, in float64."""
-    images, segments, fill = (fingerprint_arrays[name] for name in ("images", "segments", "fill"))
-    weights = []
-    for image, regions, packed in zip(images, segments, fingerprint_arrays["masks"], strict=True):
-        features = int(regions.max()) + 1
-        masks = np.unpackbits(packed, axis=1)[:, :features].astype(np.float64)
-        answers = []
-        for mask in masks:
-            masked = image.copy()
-            for feature in range(features):
-                if mask[feature] == 0:
-                    masked[:, regions == feature] = np.broadcast_to(fill, image.shape)[:, regions == feature]
-            answers.append(ask(masked[None])[0])
-        weights.append(np.linalg.pinv(masks) @ np.stack(answers).astype(np.float64))
-    return np.concatenate(weights)
-
-
-def slow_distance(u: np.ndarray, v: np.ndarray, norm: str) -> float:
-    if norm == "cosine":
-        lengths = math.sqrt(sum(a * a for a in u)) * math.sqrt(sum(b * b for b in v))
-        return 1 - sum(a * b for a, b in zip(u, v, strict=True)) / lengths
-    gaps = [abs(a - b) for a, b in zip(u, v, strict=True)]
-    return {"L1": sum(gaps), "L2": math.sqrt(sum(g * g for g in gaps)), "Linf": max(gaps)}[norm]
-
-
-def slow_greedy(costs: np.ndarray) -> list[int]:
-    costs, match = costs.copy(), [-1] * len(costs)
-    for _ in range(len(costs)):
-        j, k = divmod(int(costs.argmin()), costs.shape[1])
-        match[j] = k
-        costs[j, :], costs[:, k] = np.inf, np.inf
-    return match
-
-
-def slow_zest(victim: np.ndarray, suspect: np.ndarray, norm: str) -> float:
-    few, many = (suspect, victim) if suspect.shape[1] < victim.shape[1] else (victim, suspect)
-    costs = np.array([[slow_distance(a, b, norm) for b in many.T] for a in few.T])
-    return slow_distance(few.flatten(), many[:, slow_greedy(costs)].flatten(), norm)
-
-
-def predictor(classifier: PyTorchClassifier) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda x: classifier.predict(x)
+def model_of(classifier: PyTorchClassifier) -> slow.Model:
+    return lambda image: classifier.predict(image.astype(np.float32)[None])[0]
 
 
 @pytest.mark.parametrize(
@@ -95,12 +54,13 @@ def test_equals_the_slow_version(
     verifier = ZestVerifier(victim, **{**SMALL, "nb_images": 5, "kernel_size": 4.0, **options})
     with pytest.warns(UserWarning, match="only 5 images"):
         arrays = verifier.extract(images).arrays
-    expected = slow_weights(arrays, predictor(victim))
+    probes = slow.zest_probes(arrays)
+    expected = slow.signature(model_of(victim), *probes)
     np.testing.assert_allclose(arrays["signature_logits"], expected, atol=1e-5)
-    other = slow_weights(arrays, predictor(suspect))
+    other = slow.signature(model_of(suspect), *probes)
     scores = verifier.score(suspect)
     for norm in NORMS:
-        assert scores[f"ZEST-{norm}"] == pytest.approx(slow_zest(expected, other, norm), rel=1e-4)
+        assert scores[f"ZEST-{norm}"] == pytest.approx(slow.signature_distance(expected, other, norm), rel=1e-4)
 
 
 def test_linear_model_gives_the_sums_over_segments() -> None:
@@ -209,7 +169,7 @@ def test_greedy_equals_the_loop(seed: int) -> None:
     rows = int(rng.integers(1, 9))
     shape = (rows, rows + int(rng.integers(0, 4)))
     costs = rng.integers(0, 6, shape).astype(np.float64) if seed % 2 else rng.random(shape)  # with ties, without
-    assert assignment(torch.from_numpy(costs)).tolist() == slow_greedy(costs)
+    assert assignment(torch.from_numpy(costs)).tolist() == slow.greedy(costs)
 
 
 def test_cosine_of_zero_vectors() -> None:
@@ -221,6 +181,15 @@ def test_cosine_of_zero_vectors() -> None:
     np.testing.assert_allclose(class_distances(victim, suspect, "cosine"), [[1, 0], [0, 1]], atol=1e-12)
     assert assignment(class_distances(victim, suspect, "cosine")).tolist() == [1, 0]
     assert aligned_distance(victim, suspect, "cosine") == pytest.approx(0, abs=1e-12)
+
+
+def test_classes_that_are_multiples_of_each_other_are_paired_with_themselves() -> None:
+    draws = torch.Generator().manual_seed(0)
+    victim = torch.randn(200, 3, dtype=torch.float64, generator=draws)
+    victim[:, 1] = 1e-20 * victim[:, 2]
+    assert aligned_distance(victim, victim, "cosine") == 0
+    rounded = victim * (1 + 1e-7 * torch.randn(victim.shape, dtype=torch.float64, generator=draws))
+    assert aligned_distance(victim, rounded, "cosine") < 1e-12
 
 
 def test_equal_columns_are_at_distance_zero() -> None:
@@ -289,13 +258,9 @@ def test_probability_signature_is_the_regression_of_the_softmax(
     extracted: ZestVerifier, make_classifier: Maker
 ) -> None:
     assert extracted.fingerprint is not None
-    arrays, victim = extracted.fingerprint.arrays, make_classifier(0)
-
-    def softmax(x: np.ndarray) -> np.ndarray:
-        z = victim.predict(x).astype(np.float64)
-        return np.exp(z) / np.exp(z).sum(1, keepdims=True)
-
-    np.testing.assert_allclose(arrays["signature_probabilities"], slow_weights(arrays, softmax), atol=1e-6)
+    arrays, victim = extracted.fingerprint.arrays, model_of(make_classifier(0))
+    expected = slow.signature(lambda image: slow.softmax(victim(image)), *slow.zest_probes(arrays))
+    np.testing.assert_allclose(arrays["signature_probabilities"], expected, atol=1e-6)
 
 
 def test_blocks_do_not_change_the_signature(extracted: ZestVerifier, monkeypatch: pytest.MonkeyPatch) -> None:

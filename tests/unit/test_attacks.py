@@ -1,30 +1,24 @@
-"""All removal attacks: one list of conformance checks, every option of RemovalNet, and bad input."""
+"""RemovalNet, fine-tuning, pruning and distillation: what the conformance suite cannot know, and every option."""
 
 from __future__ import annotations
 
 import functools
-import inspect
 import json
 import logging
 import math
-import random
 import sys
 import types
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from art.defences.preprocessor import FeatureSqueezing
-from art.estimators.classification import BlackBoxClassifierNeuralNetwork, PyTorchClassifier
-from art.exceptions import EstimatorError
-from art.summary_writer import SummaryWriter
+from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from art_fingerprint import attacks
 from art_fingerprint.attacks import (
     DistillationAttack,
     FineTuningAttack,
@@ -33,13 +27,13 @@ from art_fingerprint.attacks import (
     removalnet_run,
 )
 from art_fingerprint.attacks import removalnet_terms as terms
-from art_fingerprint.core.cut import LayerCut
+from art_fingerprint.core.frozen_cut import FrozenCut
 from art_fingerprint.exceptions import (
     InvalidInputError,
     LayerCutError,
     LayerNotFoundError,
-    TrainingDivergedError,
 )
+from tests.conformance.attack_cases import equal, everything, parameters_equal, state
 from tests.conftest import TinyCNN, wrap
 from tests.victims import TinyTokens, several_classes, token_classifier
 
@@ -58,134 +52,12 @@ SUPERVISED = CASES[1:]
 every_baseline = pytest.mark.parametrize(("attack", "options"), SUPERVISED, ids=[a.__name__ for a, _ in SUPERVISED])
 
 
-def state(classifier: PyTorchClassifier) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in classifier.model.state_dict().items()}
-
-
-def equal(a: PyTorchClassifier, b: PyTorchClassifier) -> bool:
+def nearly_equal(a: PyTorchClassifier, b: PyTorchClassifier) -> bool:
     other = state(b)
-    return all(torch.equal(tensor, other[name]) for name, tensor in state(a).items())
+    return all(torch.allclose(tensor, other[name], rtol=1e-5, atol=1e-6) for name, tensor in state(a).items())
 
 
-def parameters_equal(a: PyTorchClassifier, b: PyTorchClassifier) -> bool:
-    return all(torch.equal(p, q) for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True))
-
-
-def everything(classifier: PyTorchClassifier) -> dict[str, Any]:
-    """All of a victim and of the caller that an attack has to leave alone, in a form that compares."""
-    modules = list(classifier.model.modules())
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return {
-        "state": {name: tensor.numpy().tobytes() for name, tensor in state(classifier).items()},
-        "storage": [tensor.data_ptr() for tensor in classifier.model.state_dict().values()],
-        "training": [module.training for module in modules],
-        "requires_grad": [p.requires_grad for p in classifier.model.parameters()],
-        "grad": [None if p.grad is None else p.grad.numpy().tobytes() for p in classifier.model.parameters()],
-        "hooks": [tuple(getattr(module, name).items()) for module in modules for name in hooks],
-        "attributes": [sorted(vars(module)) for module in modules],
-        "python": random.getstate(),
-        "numpy": str(np.random.get_state()),  # noqa: NPY002
-        "torch": torch.get_rng_state().numpy().tobytes(),
-        "threads of autograd": torch.is_grad_enabled(),
-    }
-
-
-def odd_victim(images: np.ndarray) -> PyTorchClassifier:
-    """A victim with mixed flags, a gradient, a frozen weight, and hooks of its own."""
-    victim = several_classes(images)
-    network = victim.model
-    network.train()
-    network.block2.eval()
-    network.head(torch.ones(1, 12)).sum().backward()
-    network.block1[0].weight.requires_grad_(False)
-    network.block1.register_forward_hook(lambda *_: None)
-    network.head.register_forward_pre_hook(lambda *_: None)
-    return victim
-
-
-# ---------------------------------------------------------------------- conformance
-def test_every_exported_attack_is_in_the_list() -> None:
-    exported = {getattr(attacks, name) for name in attacks.__all__}
-    assert {a for a in exported if not inspect.isabstract(a)} == {a for a, _ in CASES}
-
-
-@every_attack
-def test_documented_parameters_are_the_parameters(attack: Attack, options: Options) -> None:
-    names = [name for name in inspect.signature(attack).parameters if name != "classifier"]
-    assert set(names) == {*attack.attack_params, "summary_writer"}
-    text = attack.__doc__ or ""
-    assert [name for name in names if f":param {name}:" not in text] == []
-
-
-@every_attack
-def test_surrogate_is_new_and_keeps_the_metadata(attack: Attack, options: Options, images: np.ndarray) -> None:
-    victim = several_classes(images, preprocessing=(0.4, 0.3), preprocessing_defences=FeatureSqueezing((0.0, 1.0)))
-    victim._optimizer = torch.optim.Adam(victim.model.parameters(), lr=0.0123)
-    surrogate = attack(victim, **options, **QUICK).generate(images)
-    assert type(surrogate) is PyTorchClassifier
-    assert type(surrogate.model) is TinyCNN
-    mine = {t.data_ptr() for t in surrogate.model.state_dict().values()}
-    assert not mine & {t.data_ptr() for t in victim.model.state_dict().values()}
-    assert not {id(m) for m in surrogate.model.modules()} & {id(m) for m in victim.model.modules()}
-    for fact in ("input_shape", "nb_classes", "clip_values", "channels_first", "device"):
-        assert str(getattr(surrogate, fact)) == str(getattr(victim, fact)), fact
-    assert type(surrogate._loss) is type(victim._loss)
-    assert surrogate._loss is not victim._loss
-    assert surrogate.preprocessing.mean == victim.preprocessing.mean
-    assert surrogate.preprocessing is not victim.preprocessing
-    assert [type(d) for d in surrogate.preprocessing_defences] == [FeatureSqueezing]
-    assert type(surrogate.optimizer) is torch.optim.Adam
-    assert surrogate.optimizer.param_groups[0]["lr"] == 0.0123
-    owned = {id(p) for group in surrogate.optimizer.param_groups for p in group["params"]}
-    assert owned == {id(p) for p in surrogate.model.parameters()}
-    assert not any(module.training for module in surrogate.model.modules())
-    assert all(p.requires_grad and p.grad is None for p in surrogate.model.parameters())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in surrogate.model.modules())
-    assert not parameters_equal(surrogate, victim)
-
-
-@every_attack
-def test_victim_and_caller_are_left_alone(attack: Attack, options: Options, images: np.ndarray) -> None:
-    victim = odd_victim(images)
-    x, y = images.copy(), np.arange(40) % 4
-    before = everything(victim)
-    attack(victim, **options, **QUICK).generate(x, y)
-    assert everything(victim) == before
-    assert np.array_equal(x, images)
-    assert np.array_equal(y, np.arange(40) % 4)
-
-
-@every_attack
-@pytest.mark.parametrize("error", [ArithmeticError, KeyboardInterrupt])
-@pytest.mark.parametrize("at", [0, 2])
-def test_victim_is_left_alone_after_an_error(
-    attack: Attack, options: Options, images: np.ndarray, error: type[BaseException], at: int
-) -> None:
-    victim = odd_victim(images)
-    before = everything(victim)
-
-    def fail(step: int, surrogate: PyTorchClassifier, _losses: object) -> None:
-        random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002, B018
-        victim.model.train()
-        if step == at:
-            raise error
-
-    with pytest.raises(error):
-        attack(victim, **options, **QUICK, callback=fail, callback_interval=1).generate(images)
-    assert everything(victim) == before
-
-
-@every_attack
-def test_same_seed_same_surrogate(attack: Attack, options: Options, images: np.ndarray) -> None:
-    victim = several_classes(images)
-    one = attack(victim, **options, **QUICK, seed=5)
-    first = one.generate(images)
-    torch.manual_seed(99)
-    assert equal(first, one.generate(images))  # the same object again
-    assert equal(first, attack(victim, **options, **QUICK, seed=5).generate(images))
-    assert not parameters_equal(first, attack(victim, **options, **QUICK, seed=6).generate(images))
-
-
+# ---------------------------------------------------------------------- training
 @every_attack
 def test_rate_zero_changes_no_weight(attack: Attack, options: Options, images: np.ndarray) -> None:
     victim = several_classes(images)
@@ -195,16 +67,13 @@ def test_rate_zero_changes_no_weight(attack: Attack, options: Options, images: n
 
 
 @every_attack
-def test_forms_of_labels(attack: Attack, options: Options, images: np.ndarray) -> None:
+def test_missing_labels_are_the_victims(attack: Attack, options: Options, images: np.ndarray) -> None:
     victim = several_classes(images)
     one = attack(victim, **options, **QUICK, hflip=False)
-    y = np.arange(1, 41) % 4  # not what the victim says
-    reference = one.generate(images, y)
-    for form in (np.eye(4)[y], y[:, None], y.astype(np.float64), y.astype(np.uint8)):
-        assert equal(one.generate(images, form), reference)
     missing = one.generate(images)
     assert equal(missing, one.generate(images, victim.predict(images).argmax(1)))
-    assert equal(missing, reference) == (attack is RemovalNetAttack)  # it never looks at labels
+    told = one.generate(images, np.arange(1, 41) % 4)  # not what the victim says
+    assert equal(missing, told) == (attack is RemovalNetAttack)  # it never looks at labels
 
 
 @every_baseline
@@ -215,8 +84,8 @@ def test_victim_labels_although_labels_are_given(attack: Attack, options: Option
 
 
 @every_attack
-@pytest.mark.parametrize("batch_size", [3, 7, 13, 39, 40])
-def test_odd_batch_sizes(attack: Attack, options: Options, images: np.ndarray, batch_size: int) -> None:
+@pytest.mark.parametrize("batch_size", [7, 13, 40])
+def test_sizes_of_training_batches(attack: Attack, options: Options, images: np.ndarray, batch_size: int) -> None:
     seen: list[int] = []
     handles: list[Any] = []
 
@@ -239,55 +108,6 @@ def test_odd_batch_sizes(attack: Attack, options: Options, images: np.ndarray, b
     assert set(seen) == ({batch_size, remainder} if remainder > 1 else {batch_size})  # a remainder of 1 is dropped
 
 
-@every_attack
-def test_fewer_samples_than_a_batch(attack: Attack, options: Options, images: np.ndarray) -> None:
-    with pytest.warns(UserWarning, match="only 40 samples; batch_size is reduced from 100 to 40") as record:
-        attack(several_classes(images), **options, max_iter=2, batch_size=100).generate(images)
-    assert [w.filename for w in record] == [__file__]  # the warning points at the caller
-
-
-@every_attack
-def test_callback(attack: Attack, options: Options, images: np.ndarray) -> None:
-    victim = several_classes(images)
-    settings: Options = {**options, "max_iter": 5, "batch_size": 16, "callback_interval": 2}
-    steps: list[int] = []
-    names: list[set[str]] = []
-
-    def watch(step: int, surrogate: PyTorchClassifier, losses: Mapping[str, float]) -> None:
-        assert isinstance(surrogate, PyTorchClassifier)
-        assert not any(module.training for module in surrogate.model.modules())
-        assert all(math.isfinite(value) for value in losses.values())
-        assert parameters_equal(surrogate, victim) == (step == 0 and attack is not WeightPruningAttack)
-        surrogate.predict(images)
-        surrogate.model.train()
-        random.random(), np.random.rand(), torch.rand(3)  # noqa: NPY002, B018
-        steps.append(step)
-        names.append(set(losses))
-
-    watched = attack(victim, **settings, callback=watch).generate(images)
-    assert steps == [0, 2, 4, 5]
-    assert names[0] == set()
-    assert names[1] == names[2] == names[3] == set(watched.surrogate_info["losses"])
-    assert equal(watched, attack(victim, **settings).generate(images))  # watching changes nothing
-
-
-@every_attack
-def test_summary_writer(attack: Attack, options: Options, images: np.ndarray) -> None:
-    class Writer(SummaryWriter):
-        def __init__(self) -> None:
-            self.rows: list[tuple[int, dict[str, float]]] = []
-
-        def update(self, batch_id: int, global_step: int, **kwargs: Any) -> None:  # type: ignore[override]
-            self.rows.append((global_step, kwargs))
-
-    writer = Writer()
-    attack(several_classes(images), **options, **QUICK, callback_interval=2, summary_writer=writer).generate(images)
-    assert [step for step, _ in writer.rows] == [0, 2, 4]
-    assert writer.rows[-1][1]
-    with pytest.raises(ValueError, match="summary_writer"):
-        attack(several_classes(images), summary_writer=None)
-
-
 def test_summary_writer_of_art(images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     """ART's own writer keeps scalars of evasion attacks; losses go to the TensorBoard writer below it."""
     scalars: list[tuple[str, float, int]] = []
@@ -303,88 +123,6 @@ def test_summary_writer_of_art(images: np.ndarray, monkeypatch: pytest.MonkeyPat
     assert [(name, step) for name, _, step in scalars] == [
         (f"FineTuningAttack/{term}", step) for step in (2, 4) for term in ("ce", "l2")
     ]
-
-
-@every_attack
-def test_verbose_prints_to_stderr_only(
-    attack: Attack, options: Options, images: np.ndarray, capfd: pytest.CaptureFixture[str]
-) -> None:
-    attack(several_classes(images), **options, **QUICK).generate(images)
-    assert capfd.readouterr() == ("", "")
-    attack(several_classes(images), **options, **QUICK, verbose=True).generate(images)
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert "4/4" in err
-
-
-@every_attack
-def test_set_params_rolls_back(attack: Attack, options: Options, images: np.ndarray) -> None:
-    one = attack(several_classes(images), **options, **QUICK)
-    one.set_params(max_iter=7, seed=3)
-    assert (one.max_iter, one.seed) == (7, 3)
-    before = repr(one)
-    for bad in ({"max_iter": 9, "seed": -1}, {"max_iter": 9, "nonsense": 1}, {"batch_size": 0}, {"hflip": "yes"}):
-        with pytest.raises(InvalidInputError):
-            one.set_params(**bad)
-        assert repr(one) == before
-    with pytest.raises(InvalidInputError, match="no parameter nonsense; it has .*max_iter"):
-        one.set_params(nonsense=1)
-
-
-@every_attack
-def test_repr_shows_every_parameter(attack: Attack, options: Options, images: np.ndarray) -> None:
-    text = repr(attack(several_classes(images), **options))
-    assert text.startswith(f"{attack.__name__}(")
-    assert [name for name in attack.attack_params if f"{name}=" not in text] == []
-
-
-@every_attack
-def test_surrogate_info_is_json(attack: Attack, options: Options, images: np.ndarray) -> None:
-    victim = several_classes(images)
-    numbers: Options = {"max_iter": np.int64(4), "batch_size": np.int32(16), "learning_rate": np.float32(1e-3)}
-    surrogate = attack(victim, **options, **numbers, hflip=np.True_, callback=lambda *_: None).generate(images)
-    info = json.loads(json.dumps(surrogate.surrogate_info))
-    assert info["attack"] == attack.__name__
-    assert set(attack.attack_params) - set(info["params"]) <= {"callback", "surrogate"}
-    assert info["params"]["max_iter"] == 4
-    assert info["samples"] == 40
-    assert info["victim_queries"] == 80  # each sample and its mirror image, once
-    assert info["seconds"] > 0
-    assert all(math.isfinite(value) for value in info["losses"].values())
-
-
-@every_attack
-def test_wrong_estimators(attack: Attack, options: Options, images: np.ndarray) -> None:
-    black_box = BlackBoxClassifierNeuralNetwork(lambda x: np.zeros((len(x), 4)), (1, 8, 8), 4)
-    for wrong in (black_box, TinyCNN(), None, "victim"):
-        with pytest.raises(EstimatorError):
-            attack(wrong)
-
-
-BAD_COMMON: list[Options] = [
-    {"batch_size": 0},
-    {"batch_size": 2.5},
-    {"batch_size": True},
-    {"hflip": 1},
-    {"callback": 3},
-    {"callback_interval": 0},
-    {"seed": -1},
-    {"seed": None},
-    {"verbose": "no"},
-    {"max_iter": 0},
-    {"max_iter": 1.5},
-    {"learning_rate": -1.0},
-    {"learning_rate": math.nan},
-    {"momentum": "0.9"},
-    {"weight_decay": -1e-4},
-]
-
-
-@every_attack
-@pytest.mark.parametrize("bad", BAD_COMMON, ids=str)
-def test_bad_common_parameters(attack: Attack, options: Options, images: np.ndarray, bad: Options) -> None:
-    with pytest.raises(InvalidInputError, match=f"`{next(iter(bad))}`"):
-        attack(several_classes(images), **{**options, **bad})
 
 
 @pytest.mark.parametrize(
@@ -448,60 +186,6 @@ def test_bad_parameters(attack: Attack, bad: Options, images: np.ndarray) -> Non
 
 
 # ---------------------------------------------------------------------- bad data and odd victims
-@every_attack
-@pytest.mark.parametrize(
-    ("x", "y", "message"),
-    [
-        (np.zeros((0, 1, 8, 8), np.float32), None, "`x` is empty"),
-        (np.zeros((8, 8), np.float32), None, r"shape \(n, 1, 8, 8\)"),
-        (np.zeros((4, 3, 8, 8), np.float32), None, r"got \(4, 3, 8, 8\)"),
-        (np.full((4, 1, 8, 8), np.nan, np.float32), None, "256 NaN or infinite"),
-        (np.full((4, 1, 8, 8), np.inf, np.float32), None, "NaN or infinite"),
-        (np.zeros((4, 1, 8, 8), np.uint8), None, "x / 255"),
-        ([[0.0]], None, "NumPy array"),
-        (np.zeros((4, 1, 8, 8), np.float32), np.zeros(3, int), "one label for each of the 4 samples"),
-        (np.zeros((4, 1, 8, 8), np.float32), np.array([0, 1, 2, 4]), "labels from 0 to 4"),
-        (np.zeros((4, 1, 8, 8), np.float32), np.array([0.5, 1, 2, 3]), "class indices"),
-        (np.zeros((4, 1, 8, 8), np.float32), np.full((4, 4), 0.25), "one-hot"),
-    ],
-    ids=["empty", "rank", "channels", "nan", "inf", "integers", "list", "few labels", "label 4", "fraction", "soft"],
-)
-def test_bad_data(attack: Attack, options: Options, x: Any, y: Any, message: str, images: np.ndarray) -> None:
-    with pytest.raises(InvalidInputError, match=message):
-        attack(several_classes(images), **options, **QUICK).generate(x, y)
-
-
-@every_attack
-def test_generate_takes_no_further_arguments(attack: Attack, options: Options, images: np.ndarray) -> None:
-    with pytest.raises(InvalidInputError, match="x and y only, got epochs"):
-        attack(several_classes(images), **options).generate(images, epochs=3)
-
-
-@every_attack
-def test_float64_is_float32_and_values_out_of_range_warn(attack: Attack, options: Options, images: np.ndarray) -> None:
-    one = attack(several_classes(images), **options, **QUICK)
-    assert equal(one.generate(images.astype(np.float64)), one.generate(images))
-    with pytest.warns(UserWarning, match="outside the classifier's clip_values") as record:
-        one.generate(images * 1.5)
-    assert record[0].filename == __file__
-
-
-@every_attack
-def test_batches_of_one(attack: Attack, options: Options, images: np.ndarray) -> None:
-    victim = several_classes(images)
-    with pytest.raises(InvalidInputError, match="BatchNorm.*batch_size=1"):
-        attack(victim, **options, max_iter=2, batch_size=1).generate(images)
-    with pytest.raises(InvalidInputError, match=r"BatchNorm.*1 sample\(s\)"):
-        attack(victim, **options, max_iter=2).generate(images[:1])
-    tokens = {**options, "layer": "block2"} if "layer" in options else options
-    lenient = {} if attack in (FineTuningAttack, WeightPruningAttack) else {"allow_degenerate": True}
-    surrogate = attack(token_classifier(images), **tokens, max_iter=2, batch_size=1).generate(images)
-    assert all(tensor.isfinite().all() for tensor in state(surrogate).values())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        attack(token_classifier(images), **tokens, **lenient, max_iter=2).generate(images[:1])
-
-
 @pytest.mark.parametrize(("attack", "options"), [CASES[0], CASES[3]], ids=["RemovalNet", "Distillation"])
 def test_substitute_sets_of_one_class(attack: Attack, options: Options, images: np.ndarray) -> None:
     victim = several_classes(images)
@@ -511,119 +195,6 @@ def test_substitute_sets_of_one_class(attack: Attack, options: Options, images: 
     with pytest.warns(UserWarning, match="sees 1 of 4 classes in it and puts 100% into one") as record:
         attack(victim, **options, max_iter=2, batch_size=len(x), allow_degenerate=True).generate(x)
     assert record[0].filename == __file__
-
-
-@every_attack
-def test_heads_and_outputs_that_do_not_fit(attack: Attack, options: Options, images: np.ndarray) -> None:
-    class Tuple(TinyCNN):
-        def forward(self, x: Tensor) -> Any:
-            return super().forward(x), x
-
-    for network, classes, message in (
-        (TinyCNN(nb_classes=1), 2, "two-logit head"),
-        (TinyCNN(nb_classes=3), 4, "nb_classes=4, but its model returns 3 scores"),
-        (Tuple(), 4, "returns tuple.*wrap it"),
-    ):
-        victim = wrap(network, nb_classes=classes)
-        with pytest.raises(InvalidInputError, match=message):
-            attack(victim, **options, **QUICK).generate(images)
-
-
-@every_attack
-def test_model_that_returns_probabilities(attack: Attack, options: Options, images: np.ndarray) -> None:
-    class Softmaxed(TinyCNN):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x).softmax(1)
-
-    logits = several_classes(images)
-    network = Softmaxed()
-    network.load_state_dict(logits.model.state_dict())
-    with pytest.warns(UserWarning, match="returns probabilities"):
-        found = attack(wrap(network.eval()), **options, **QUICK).generate(images)
-    wanted = attack(logits, **options, **QUICK).generate(images)
-    for (name, a), b in zip(state(found).items(), state(wanted).values(), strict=True):
-        assert torch.allclose(a.double(), b.double(), atol=1e-3, rtol=1e-3), name
-
-
-@every_attack
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
-def test_scripted_networks_are_refused(attack: Attack, options: Options, images: np.ndarray) -> None:
-    scripted = wrap(torch.jit.trace(TinyCNN().eval(), torch.zeros(2, 1, 8, 8)))
-    with pytest.raises(InvalidInputError, match="TorchScript"):
-        attack(scripted, **options, **QUICK).generate(images)
-
-
-@every_attack
-def test_data_parallel_is_unwrapped(attack: Attack, options: Options, images: np.ndarray) -> None:
-    plain = several_classes(images)
-    wrapped = wrap(nn.DataParallel(several_classes(images).model))
-    surrogate = attack(wrapped, **options, **QUICK).generate(images)
-    assert type(surrogate.model) is TinyCNN
-    assert equal(surrogate, attack(plain, **options, **QUICK).generate(images))
-
-
-@every_attack
-def test_mixed_precision_of_the_classifier_is_ignored(attack: Attack, options: Options, images: np.ndarray) -> None:
-    victim = several_classes(images)
-    plain = attack(victim, **options, **QUICK).generate(images)
-    victim._use_amp = True
-    with pytest.warns(UserWarning, match="use_amp is ignored") as record:
-        assert equal(plain, attack(victim, **options, **QUICK).generate(images))
-    assert record[0].filename == __file__
-
-
-@every_attack
-def test_flips_need_images(attack: Attack, options: Options, images: np.ndarray) -> None:
-    flat = images.reshape(40, 64)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
-    with torch.no_grad():
-        network[4].bias -= network(torch.from_numpy(flat)).mean(0)
-    victim = wrap(network, (64,))
-    free = {name: value for name, value in options.items() if name != "layer"}
-    with pytest.raises(InvalidInputError, match="hflip=False"):
-        attack(victim, **free, **QUICK).generate(flat)
-    surrogate = attack(victim, **free, **QUICK, hflip=False).generate(flat)
-    assert not parameters_equal(surrogate, victim)
-    last = wrap(TinyCNN(), channels_first=False)
-    with pytest.raises(InvalidInputError, match="channels_first=False"):
-        attack(last, **options, **QUICK).generate(images)
-
-
-@every_attack
-def test_torch_preprocessing_is_the_same_path_for_all(attack: Attack, options: Options, images: np.ndarray) -> None:
-    class Scaled(TinyCNN):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward((x - 0.25) / 0.5)
-
-    outside = several_classes((images - 0.25) / 0.5, preprocessing=(0.25, 0.5))
-    network = Scaled()
-    network.load_state_dict(outside.model.state_dict())
-    found = attack(outside, **options, **QUICK).generate(images)
-    wanted = attack(wrap(network.eval()), **options, **QUICK).generate(images)
-    for (name, a), b in zip(state(found).items(), state(wanted).values(), strict=True):
-        assert torch.allclose(a.double(), b.double(), atol=1e-5, rtol=1e-4), name
-
-
-@every_attack
-@pytest.mark.parametrize("hflip", [False, True])
-def test_numpy_preprocessing_defence(attack: Attack, options: Options, images: np.ndarray, hflip: bool) -> None:
-    squeezed = np.rint(images * 7).astype(np.float32) / 7
-    defended = several_classes(squeezed, preprocessing_defences=FeatureSqueezing((0.0, 1.0), bit_depth=3))
-    found = attack(defended, **options, **QUICK, hflip=hflip).generate(images)
-    wanted = attack(several_classes(squeezed), **options, **QUICK, hflip=hflip).generate(squeezed)
-    for (name, a), b in zip(state(found).items(), state(wanted).values(), strict=True):
-        assert torch.allclose(a.double(), b.double(), atol=1e-5, rtol=1e-4), name
-
-
-@every_attack
-def test_divergence_is_reported_with_its_step(attack: Attack, options: Options, images: np.ndarray) -> None:
-    victim = several_classes(images)
-    before = everything(victim)
-    with pytest.raises(TrainingDivergedError, match=r"NaN or infinite at step \d+ of 20: \{'.*Lower the learning rate"):
-        attack(victim, **options, max_iter=20, batch_size=16, learning_rate=1e30).generate(images)
-    assert everything(victim) == before
 
 
 # ---------------------------------------------------------------------- the baselines' own options
@@ -747,6 +318,8 @@ def default_weights(images: bytes) -> dict[str, Tensor]:
         {"subset_ratio": 0.1},
         {"subset_ratio": 0.95},
         {"bn_recalibrate": 2},
+        {"keep_best": 0.2},
+        {"autocast": "bf16"},
         {"reference_double_pass": True},
         {"seed": 1},
     ],
@@ -772,7 +345,8 @@ def test_text_and_code_readings_differ_only_later(images: np.ndarray) -> None:
     one = {**REMOVAL, "max_iter": 1}
     code = RemovalNetAttack(victim, **one).generate(images)
     text = RemovalNetAttack(victim, **one, latent_source="victim", logit_source="victim").generate(images)
-    assert equal(code, text)
+    assert nearly_equal(code, text)
+    assert not nearly_equal(code, RemovalNetAttack(victim, **REMOVAL).generate(images))
 
 
 @pytest.mark.parametrize("kind", ["double_softmax", "log_prob", "prob"])
@@ -878,10 +452,10 @@ def test_graph_and_hook_cuts_give_the_same_surrogate(images: np.ndarray, monkeyp
     graph = [RemovalNetAttack(make(images), **options).generate(images) for make, options in cases]
     assert [s.surrogate_info["cut"] for s in graph] == ["graph"] * 3
     assert [s.surrogate_info["side_inputs"] for s in graph] == [0, 0, 1]
-    monkeypatch.setattr(removalnet_run, "LayerCut", functools.partial(LayerCut, method="hooks"))
+    monkeypatch.setattr(removalnet_run, "FrozenCut", functools.partial(FrozenCut, method="hooks"))
     hooks = [RemovalNetAttack(make(images), **options).generate(images) for make, options in cases]
     assert [s.surrogate_info["cut"] for s in hooks] == ["hooks"] * 3
-    assert all(equal(a, b) for a, b in zip(graph, hooks, strict=True))
+    assert all(nearly_equal(a, b) for a, b in zip(graph, hooks, strict=True))  # BatchNorm is folded in the graphs alone
 
 
 # ---------------------------------------------------------------------- RemovalNet: passes

@@ -23,7 +23,7 @@ from art_fingerprint.attacks import FineTuningAttack, RemovalNetAttack
 from art_fingerprint.attacks.base import RemovalAttack
 from art_fingerprint.benchmark import runner
 from art_fingerprint.benchmark.runner import Bench, substitute_data
-from art_fingerprint.benchmark.store import KEYS, Store, cell_key, read_rows
+from art_fingerprint.benchmark.store import ADDED_KEYS, KEYS, Store, cell_key, read_rows
 from art_fingerprint.evaluation.fidelity import accuracy, accuracy_drop, agreement
 from art_fingerprint.exceptions import CalibrationError, InvalidInputError, SuspectFailedError, TrainingDivergedError
 from art_fingerprint.verifiers import IPGuardVerifier, ZestVerifier
@@ -60,7 +60,10 @@ def other_attack(preset: Preset, label: str = "FT(0.5)") -> Preset:
 
 def facts(rows: list[Row]) -> dict[str, Row]:
     """What must not depend on when and where a row was made."""
-    return {row["key"]: {k: v for k, v in row.items() if not k.endswith("_seconds")} for row in rows}
+    found = {row["key"]: {k: v for k, v in row.items() if not k.endswith("_seconds")} for row in rows}
+    for row in found.values():
+        row["cost"] = {k: v for k, v in (row["cost"] or {}).items() if k not in ("seconds", "peak_memory_bytes")}
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -115,10 +118,22 @@ def test_one_row_for_each_suspect_and_verifier(finished: Path) -> None:
     }
 
 
+def test_rows_carry_the_cost_of_an_attack(finished: Path, tmp_path: Path) -> None:
+    for row in read_rows(finished):
+        assert (row["cost"] is None) == (row["role"] != "surrogate")
+        if row["cost"] is not None:
+            assert row["cost"]["seconds"] == row["attack_seconds"]
+            assert row["cost"]["surrogate"]["backward"] > 0
+            assert row["cost"]["forward_equivalents"] > row["cost"]["victim_queries"]
+    older = [{name: value for name, value in row.items() if name != "cost"} for row in read_rows(finished)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in older), encoding="utf-8")
+    assert read_rows(tmp_path) == older
+
+
 def test_rows_have_every_key_of_the_design(finished: Path) -> None:
     assert {*DESIGN_KEYS, "key"} == set(KEYS)
     for row in read_rows(finished):
-        assert set(row) == set(KEYS)
+        assert set(row) == {*KEYS, *ADDED_KEYS}
         assert row["status"] == "ok"
         assert row["reason"] == ""
         assert row["preset"] == "tiny"
@@ -129,7 +144,7 @@ def test_rows_have_every_key_of_the_design(finished: Path) -> None:
         assert row["verify_seconds"] > 0
         assert isinstance(row["derived"], bool)
         for result in row["metrics"].values():
-            assert set(result) == {"value", "threshold", "direction", "derived", "p_value"}
+            assert set(result) == {"value", "threshold", "direction", "derived", "p_value", "space"}
             assert 1 / 3 <= result["p_value"] <= 1
         assert row["verifier_params"] == json.loads(json.dumps(tiny().verifiers[row["verifier"]]))
     assert len({row["victim"] for row in read_rows(finished)}) == 1
@@ -373,7 +388,7 @@ def test_attack_that_raises_gives_failed_rows(
         *[("FT(0.5)", 1, "ok")] * 2,
     ]
     for row in rows[:2]:
-        assert set(row) == set(KEYS)
+        assert set(row) == {*KEYS, *ADDED_KEYS}
         assert row["reason"] == f"{type(error).__name__}: {error}"
         assert row["metrics"] == {}
         assert row["derived"] is row["accuracy"] is row["accuracy_drop"] is row["agreement"] is row["queries"] is None

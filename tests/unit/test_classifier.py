@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,12 +16,14 @@ import torch
 from art import config
 from art.defences.postprocessor import Rounded
 from art.defences.preprocessor import JpegCompression
+from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from art_fingerprint.core.classifier import (
     LogitsNetwork,
+    Preprocessing,
     check_classifier,
     clip_bounds,
     clone_classifier,
@@ -364,6 +366,16 @@ def test_guarded_without_weights_still_gives_flags_hooks_and_random_state_back(m
     assert full_state(classifier) == before
 
 
+def test_guarded_bears_scripted_modules() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        scripted = torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)))
+    classifier = wrap(nn.Sequential(scripted, nn.Identity()).train())
+    with guarded(classifier, weights=False):
+        classifier.model.eval()
+    assert all(module.training for module in classifier.model.modules())
+
+
 def test_guarded_keeps_optimisers_valid(make_classifier: Make) -> None:
     classifier = make_classifier()
     optimizer = torch.optim.SGD(classifier.model.parameters(), lr=0.1)
@@ -390,6 +402,50 @@ def test_the_view_is_the_network_behind_its_preprocessing(make_classifier: Make,
     inner = ((torch.from_numpy(images) - 0.4) / 0.3).requires_grad_(True)
     (expected_gradient,) = torch.autograd.grad(plain.model(inner)[:, 0].sum(), inner)
     torch.testing.assert_close(gradient, expected_gradient / 0.3)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 4), (3, 4, 3), (6,)])
+@pytest.mark.parametrize("numbers", [(0, 1), (0.4, 0.3), (0.0, 0.5), (0.1, 1.0), "channels", "pixels"])
+def test_standardisation_gives_the_numbers_of_art(shape: tuple[int, ...], numbers: Any) -> None:
+    draws = np.random.default_rng(0)
+    if isinstance(numbers, str):
+        size = shape if numbers == "pixels" else shape[:1]
+        numbers = draws.random(size), draws.random(size) + 0.5
+    classifier = wrap(nn.Linear(1, 4), shape, preprocessing=numbers)
+    preprocess = Preprocessing(classifier)
+    assert preprocess.differentiable
+    for n in (5, 2):
+        x = torch.rand(n, *shape, requires_grad=True)
+        expected, _ = classifier._apply_preprocessing(x, y=None, fit=False, no_grad=False)
+        prepared = preprocess(x)
+        assert torch.equal(prepared, expected)
+        assert prepared.data_ptr() != x.data_ptr()
+        torch.testing.assert_close(*(torch.autograd.grad(y.sum(), x)[0] for y in (prepared, expected)), rtol=0, atol=0)
+        assert not preprocess(x.detach()).requires_grad
+
+
+class ScribblingDefence(PreprocessorPyTorch):
+    """Writes to its input."""
+
+    params: ClassVar[list[str]] = []
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        return x.mul_(0.5), y
+
+
+@pytest.mark.parametrize("preprocessing", [None, (0.0, 1.0), (0.5, 1.0)])
+def test_networks_and_defences_that_write_to_their_inputs_do_not_reach_ours(preprocessing: Any) -> None:
+    network = nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64, 4))
+    for defence in (None, ScribblingDefence(is_fitted=True, apply_fit=False, apply_predict=True)):
+        defences = None if defence is None else [defence]
+        view = LogitsNetwork(wrap(network, preprocessing=preprocessing, preprocessing_defences=defences))
+        x = torch.rand(5, 1, 8, 8) - 0.5
+        before = x.clone()
+        expected = view.predict(x)
+        assert torch.equal(x, before)
+        x.requires_grad_(True)
+        torch.testing.assert_close(view(x), expected)
+        assert torch.equal(x, before)
 
 
 def test_preprocessing_without_gradient_is_applied_and_said(make_classifier: Make, images: np.ndarray) -> None:

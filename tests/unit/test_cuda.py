@@ -1,4 +1,4 @@
-"""The same code on a CUDA device: `python -m pytest -m gpu`."""
+"""Verifiers on a CUDA device: `python -m pytest -m gpu`. Attacks: the conformance suite."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
 
-from art_fingerprint.attacks import DistillationAttack, FineTuningAttack, RemovalNetAttack, WeightPruningAttack
 from art_fingerprint.verifiers import DeepJudgeVerifier, IPGuardVerifier, ModelDiffVerifier, Verifier, ZestVerifier
 from tests.victims import several_classes
 
@@ -21,26 +20,6 @@ def on(device_type: str) -> tuple[PyTorchClassifier, np.ndarray]:
     """Return one trained victim on the CPU or on the GPU, and its data."""
     x = np.random.default_rng(0).random((40, 1, 8, 8), dtype=np.float32)
     return several_classes(x, device_type=device_type), x
-
-
-@pytest.mark.parametrize(
-    ("attack", "options"),
-    [
-        (RemovalNetAttack, {"max_iter": 5, "shuffle_ratio": 0.3}),
-        (FineTuningAttack, {"max_iter": 5}),
-        (WeightPruningAttack, {"max_iter": 5}),
-        (DistillationAttack, {"max_iter": 5}),
-    ],
-)
-def test_surrogates_stay_on_the_victims_device(attack: type, options: dict[str, object]) -> None:
-    """A victim on the GPU gives a surrogate on the GPU, twice the same; one on the CPU stays there on a CUDA host."""
-    for device_type, expected in (("gpu", "cuda"), ("cpu", "cpu")):
-        victim, x = on(device_type)
-        first = attack(victim, hflip=False, **options).generate(x)
-        again = attack(victim, hflip=False, **options).generate(x)
-        assert first.device.type == expected
-        assert all(parameter.device.type == expected for parameter in first.model.parameters())
-        np.testing.assert_allclose(first.predict(x), again.predict(x), atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ of each architecture a gradient check; the gradients of the others are marked sl
 
 from __future__ import annotations
 
+import copy
 import gc
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from art_fingerprint.core.cut import LayerCut
+from art_fingerprint.core.frozen_cut import FrozenCut
 from art_fingerprint.core.graph import split_graph
 from art_fingerprint.core.layers import auto_layer, stages
 from art_fingerprint.core.taps import tap
@@ -38,6 +40,7 @@ class Architecture:
     side: Mapping[str, int] = field(default_factory=dict)  # layers that need more, and how many more
     refused: tuple[str, ...] = ()
     gradients: tuple[str, ...] = ()  # checked by default
+    folded: int = 0  # BatchNorm layers behind the layer `auto` that are folded
 
     @property
     def layers(self) -> list[str]:
@@ -110,6 +113,7 @@ ARCHITECTURES = {
         "features.13",
         single=("features", "pre_logits"),
         gradients=("features.13", "features.52"),
+        folded=12,
     ),
     "timm resnet50": Architecture(
         lambda: small_stem(timm_model("resnet50", zero_init_last=False), "conv1"),
@@ -120,6 +124,7 @@ ARCHITECTURES = {
         single=("conv1", "bn1", "act1", "layer2.1", "global_pool"),
         side={"layer2.1.conv2": 1},
         gradients=("layer2", "layer2.1.conv2"),
+        folded=29,
     ),
     "timm densenet121": Architecture(
         lambda: small_stem(timm_model("densenet121"), "features.conv0"),
@@ -130,6 +135,7 @@ ARCHITECTURES = {
         single=DENSENET_SINGLE,
         side=DENSENET_SIDE,
         gradients=("features.transition1", "features.denseblock2.denselayer3"),
+        folded=52,
     ),
     "timm inception_v3": Architecture(
         lambda: timm_model("inception_v3"),
@@ -140,6 +146,7 @@ ARCHITECTURES = {
         single=("Conv2d_1a_3x3", "global_pool"),
         side={"Mixed_5d.branch1x1": 3},
         gradients=("Mixed_5d", "Mixed_5d.branch1x1"),
+        folded=89,
     ),
     "timm vit_base_patch32_224": Architecture(
         lambda: timm_model("vit_base_patch32_224", img_size=64),
@@ -159,6 +166,7 @@ ARCHITECTURES = {
         "features.13",
         single=("classifier.0",),  # an in-place ReLU follows
         gradients=("features.13", "classifier.0"),
+        folded=12,
     ),
     "torchvision resnet50": Architecture(
         lambda: small_stem(torchvision_model("resnet50"), "conv1"),
@@ -170,6 +178,7 @@ ARCHITECTURES = {
         side={"layer2.1.conv2": 1},
         refused=("layer1.0.relu",),
         gradients=("layer2", "layer2.1.conv2"),
+        folded=29,
     ),
     "torchvision densenet121": Architecture(
         lambda: small_stem(torchvision_model("densenet121"), "features.conv0"),
@@ -180,6 +189,7 @@ ARCHITECTURES = {
         single=DENSENET_SINGLE,
         side=DENSENET_SIDE,
         gradients=("features.norm5", "features.denseblock2.denselayer3"),
+        folded=52,
     ),
     "torchvision inception_v3": Architecture(
         lambda: torchvision_model("inception_v3", aux_logits=False, init_weights=False),
@@ -190,6 +200,7 @@ ARCHITECTURES = {
         single=("Conv2d_1a_3x3", "avgpool"),
         side={"Mixed_5d.branch1x1": 3},
         gradients=("Mixed_5d", "Mixed_5d.branch1x1"),
+        folded=89,
     ),
     "torchvision vit_b_32": Architecture(
         lambda: without_zeros(torchvision_model("vit_b_32", image_size=64)),
@@ -311,6 +322,19 @@ class Checks:
     @for_layers(lambda kind: list(kind.gradients))
     def test_graph_and_hooks_have_equal_gradients(self, loaded: Loaded, layer: str) -> None:
         check_gradient(loaded, layer)
+
+    def test_folded_tail_is_the_plain_one(self, loaded: Loaded) -> None:
+        """Every BatchNorm behind a convolution is folded, also inside the blocks. In float64: no ReLU changes sides."""
+        network, layer, x = copy.deepcopy(loaded.network).double(), self.kind.auto, loaded.x.double()
+        folded, plain = FrozenCut(network, layer, x), LayerCut(network, layer, x)
+        assert folded.nb_folded == self.kind.folded
+        z = latent(loaded, layer).double()
+        moved = z + 0.1 * z.std() * torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            torch.testing.assert_close(folded.tail_for(x)(moved), plain.tail_for(x)(moved), rtol=1e-8, atol=1e-10)
+        slopes = [gradient(cut.tail_for(x), moved) for cut in (folded, plain)]
+        scale = float(slopes[1].abs().max())
+        torch.testing.assert_close(slopes[0] / scale, slopes[1] / scale, rtol=0, atol=1e-8)
 
     @pytest.mark.slow
     @for_layers(lambda kind: sorted({*kind.layers} - {*kind.gradients}))

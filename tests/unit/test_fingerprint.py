@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
 import os
 import pickle
 import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +86,68 @@ def test_the_digest_covers_everything_but_the_calibration() -> None:
     ]
     assert len({digest, *(make(arrays={**arrays, **change}).digest for change in changes)}) == 5
     assert make(arrays=dict(reversed(arrays.items()))).digest == digest
+
+
+def test_the_arrays_never_change() -> None:
+    mine = {"probes": np.zeros((2, 3), np.float32)}
+    fingerprint = make(arrays=mine)
+    mine["probes"][0] = 1
+    mine["more"] = np.ones(2)
+    assert set(fingerprint.arrays) == {"probes"}
+    assert not fingerprint.arrays["probes"].any()
+    with pytest.raises(ValueError, match="read-only"):
+        fingerprint.arrays["probes"][0] = 1
+    with pytest.raises(TypeError):
+        fingerprint.arrays["probes"] = np.ones(2)  # type: ignore[index]
+    with pytest.raises(AttributeError):
+        fingerprint.arrays = mine  # type: ignore[misc]
+
+
+def test_tensors_share_memory_without_a_warning() -> None:
+    fingerprint = make()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (probes,) = fingerprint.tensors("probes")
+    assert probes.data_ptr() == fingerprint.arrays["probes"].ctypes.data
+
+
+def test_arrays_are_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    fingerprint = make()
+    digest = fingerprint.digest
+    hashed: list[int] = []
+
+    class Counting:
+        def __init__(self, data: bytes) -> None:
+            hashed.append(len(data))
+            self.inner = hashlib.new("sha256", data)
+
+        def update(self, data: bytes) -> None:
+            self.inner.update(data)
+
+        def hexdigest(self) -> str:
+            return self.inner.hexdigest()
+
+    monkeypatch.setattr("art_fingerprint.verifiers.fingerprint.hashlib.sha256", Counting)
+    fingerprint.calibration = None
+    assert fingerprint.digest == digest
+    assert not hashed
+    fingerprint.facts["nested"]["a"].append(3)  # facts and parameters may change at any depth, and are noticed
+    changed = fingerprint.digest
+    assert changed != digest
+    assert len(hashed) == 1
+    fingerprint.facts["nested"]["a"].pop()
+    fingerprint.params["seed"] = 4
+    assert fingerprint.digest not in (digest, changed)
+    fingerprint.params["seed"] = 3
+    assert fingerprint.digest == digest
+
+
+def test_copies_and_pickles_are_whole() -> None:
+    fingerprint = make()
+    for twin in (copy.deepcopy(fingerprint), pickle.loads(pickle.dumps(fingerprint))):
+        assert same(twin, fingerprint)
+        with pytest.raises(ValueError, match="read-only"):
+            twin.arrays["probes"][0] = 1
 
 
 def test_repr_says_what_is_inside() -> None:

@@ -81,6 +81,47 @@ def test_evaluation_mode_is_used(make_classifier: Make, images: np.ndarray) -> N
     assert torch.equal(Suspect(classifier).logits(torch.from_numpy(images)), expected)
 
 
+def test_evaluation_mode_is_set_once_and_kept(make_classifier: Make, images: np.ndarray) -> None:
+    classifier, x = make_classifier(), torch.from_numpy(images)
+    classifier.model.eval()
+    next(m for m in classifier.model.modules() if isinstance(m, nn.BatchNorm2d)).train()
+    suspect = Suspect(classifier, batch_size=4)
+    calls: list[bool] = []
+    switch = classifier.model.train
+    classifier.model.train = lambda mode=True: (calls.append(mode), switch(mode))[1]
+    suspect.logits(x)
+    assert calls == [False]
+    assert not any(module.training for module in classifier.model.modules())
+    switch(True)
+    suspect.logits(x)
+    assert calls == [False, False]
+
+
+class Scribbler(nn.Module):
+    """Writes to its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.sub_(0.5).flatten(1))
+
+
+def test_probes_survive_networks_that_write_to_their_inputs(images: np.ndarray) -> None:
+    def scribble(array: np.ndarray) -> np.ndarray:
+        array -= 0.5
+        return array.reshape(len(array), -1)[:, :4]
+
+    x = torch.from_numpy(images.copy())
+    network = wrap(Scribbler().eval(), preprocessing=None)
+    for classifier in (network, black_box(scribble), black_box(scribble, (64,)), black_box(scribble, (8, 8, 1))):
+        first, second = (Suspect(classifier, batch_size=7).logits(x) for _ in range(2))
+        assert torch.equal(first, second)
+    Suspect(network).activations(x, "layer")
+    assert torch.equal(x, torch.from_numpy(images))
+
+
 def test_black_boxes(make_classifier: Make, images: np.ndarray) -> None:
     classifier = make_classifier()
     check_all_forms(black_box(classifier.predict), torch.from_numpy(images), "logits")
@@ -97,7 +138,9 @@ def test_label_only_services(images: np.ndarray) -> None:
     expected = (x.sum((1, 2, 3)) > 32).long()
     assert 0 < expected.sum() < len(x)
     assert torch.equal(suspect.labels(x), expected)
-    assert suspect.kind == "probabilities"
+    with pytest.raises(AccessError, match="label-only suspect"):
+        suspect.logits(x)
+    assert suspect.kind == "labels"
 
 
 def test_scikit_learn_classifiers_have_flat_inputs(images: np.ndarray) -> None:
@@ -180,13 +223,17 @@ def test_probabilities_are_detected_on_real_answers() -> None:
     cases: list[tuple[list[float], str]] = [
         ([0.1, 0.2, 0.3, 0.4], "probabilities"),
         ([0.1, 0.2, 0.3, 0.4005], "probabilities"),
-        ([0.1, 0.2, 0.3, 0.5], "logits"),
+        ([0.1, 0.2, 0.3, 1.5], "logits"),
         ([-0.1, 0.2, 0.4, 0.5], "logits"),
-        ([0.0, 0.0, 1.0, 0.0], "probabilities"),
+        ([0.0, 0.0, 1.0, 0.0], "labels"),
     ]
     for row, kind in cases:
         suspect = Suspect(constant(row))
-        suspect.labels(x)
+        if kind == "labels":
+            with pytest.raises(AccessError):
+                suspect.logits(x)
+        else:
+            suspect.logits(x)
         assert suspect.kind == kind
         told = Suspect(constant(row), outputs="logits")
         torch.testing.assert_close(told.probabilities(x)[0], to_probabilities(torch.tensor([row]))[0])
@@ -197,7 +244,7 @@ def constant(row: list[float]) -> BlackBoxClassifierNeuralNetwork:
 
 
 def test_zero_probabilities_become_finite_logits() -> None:
-    suspect = Suspect(constant([0, 0, 1, 0]))
+    suspect = Suspect(constant([0, 0, 1, 0]), outputs="probabilities")
     logits = suspect.logits(torch.zeros(2, 1, 8, 8))
     assert torch.isfinite(logits).all()
     assert logits[0].tolist() == pytest.approx([np.log(1e-30), np.log(1e-30), 0, np.log(1e-30)], rel=1e-5)
@@ -211,8 +258,9 @@ def test_same_space() -> None:
         warnings.simplefilter("error")
         assert same_space("logits", "logits")
         assert same_space("probabilities", "probabilities")
-    with pytest.warns(UserWarning, match="compared as probabilities"):
+    with pytest.warns(UserWarning, match="compared as probabilities") as caught:
         assert not same_space("logits", "probabilities")
+    assert [warning.filename for warning in caught] == [__file__]  # not a module of the package
 
 
 # ---------------------------------------------------------------------- bad answers
@@ -250,7 +298,7 @@ class Odd(BlackBoxClassifierNeuralNetwork):
         return np.zeros(self.shape, np.float32)
 
 
-@pytest.mark.parametrize("shape", [(40,), (40, 1), (40, 4, 1), (39, 4), (0, 4), ()])
+@pytest.mark.parametrize("shape", [(39,), (39, 1), (40, 4, 1), (40, 3), (39, 4), (0, 4), ()])
 def test_answers_of_the_wrong_shape(images: np.ndarray, shape: tuple[int, ...]) -> None:
     service = Odd(lambda x: x, (1, 8, 8), 4)
     service.shape = shape

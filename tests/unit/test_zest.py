@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from art.defences.postprocessor import Rounded
 from art.estimators.classification import BlackBoxClassifierNeuralNetwork, PyTorchClassifier, SklearnClassifier
 from sklearn.linear_model import LogisticRegression
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from art_fingerprint.core.classifier import network_of
 from art_fingerprint.core.digests import network_digest
@@ -93,6 +95,40 @@ def test_no_batch_is_larger_than_asked(make_classifier: Maker, images: np.ndarra
     assert sum(sizes) == fingerprint.facts["nb_probes"]
 
 
+class Live(TorchDispatchMode):
+    """Counts samples in tensors of four axes: the most in one tensor, the most of a shape at any one time."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = shape
+        self.live: weakref.WeakValueDictionary[int, torch.Tensor] = weakref.WeakValueDictionary()
+        self.largest = self.most = self.made = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.ndim == 4:
+            self.largest = max(self.largest, len(out))
+            if out.shape[1:] == self.shape:
+                self.live[id(out)] = out
+                self.made += len(out)
+                self.most = max(self.most, sum(map(len, self.live.values())))
+        return out
+
+
+@pytest.mark.parametrize("batch_size", [16, 50])
+def test_masked_images_are_never_all_in_memory(make_classifier: Maker, images: np.ndarray, batch_size: int) -> None:
+    verifier = ZestVerifier(make_classifier(0), batch_size=batch_size, **SMALL)
+    probes = verifier.extract(images).facts["nb_probes"]
+    suspect = make_classifier(1)
+    verifier.score(suspect)
+    with Live((1, 8, 8)) as live:
+        verifier.score(suspect)
+    assert live.made >= probes > 6 * batch_size
+    assert live.largest == batch_size
+    # the batch being masked, its originals and the network's copy, while the batch before is still there
+    assert live.most <= 5 * batch_size
+
+
 def test_seed_decides_masks_and_shuffled_images(make_classifier: Maker, images: np.ndarray) -> None:
     def extract(seed: int, shuffle: bool = False) -> Fingerprint:
         return ZestVerifier(make_classifier(0), seed=seed, shuffle=shuffle, **SMALL).extract(images)
@@ -135,12 +171,11 @@ def test_damaged_arrays_are_refused(make_classifier: Maker, images: np.ndarray) 
         "signature": {"signature_logits": good["signature_logits"][:-1]},
     }
     for name, change in changes.items():
-        fingerprint.arrays = {**good, **change}
-        with pytest.raises(FingerprintFileError, match=name):
-            ZestVerifier.from_fingerprint(fingerprint).score(make_classifier(1))
-        fingerprint.arrays = {key: array for key, array in good.items() if key not in change}
-        with pytest.raises(FingerprintFileError, match=name):
-            ZestVerifier.from_fingerprint(fingerprint).score(make_classifier(1))
+        damaged = ({**good, **change}, {key: array for key, array in good.items() if key not in change})
+        for arrays in damaged:
+            wrong = Fingerprint(fingerprint.verifier, fingerprint.params, fingerprint.facts, arrays)
+            with pytest.raises(FingerprintFileError, match=name):
+                ZestVerifier.from_fingerprint(wrong).score(make_classifier(1))
 
 
 # ---------------------------------------------------------------------- segments

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import math
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.datasets.mnist import read_image_file
 
 import art_fingerprint.attacks as attacks
 import art_fingerprint.verifiers as verifiers
 from art_fingerprint.core.classifier import network_of
 from art_fingerprint.core.digests import array_digest, network_digest
 from art_fingerprint.core.layers import auto_layer
+from art_fingerprint.core.layers import stages as stage_names
 from art_fingerprint.core.training import Batches, random_shift
-from art_fingerprint.exceptions import InvalidInputError
+from art_fingerprint.exceptions import DatasetError, InvalidInputError
 from art_fingerprint.zoo import datasets, recipes
-from art_fingerprint.zoo.architectures import SmallCNN
+from art_fingerprint.zoo.architectures import SmallCNN, SmallVGG
 from art_fingerprint.zoo.datasets import Dataset, load_dataset, load_digits, split_by_class
+from art_fingerprint.zoo.idx import IdxFile
 from art_fingerprint.zoo.presets import PRESETS, load_preset
 from art_fingerprint.zoo.recipes import Recipe, train_negative, train_victim
 from art_fingerprint.zoo.substitutes import oversample, select_substitute
+from tests.real_data import NEEDS_FASHION_MNIST
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +84,144 @@ def test_digest_covers_every_part(digits: Dataset, part: str) -> None:
     assert replace(digits, **{part: changed}).digest != digits.digest
 
 
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Small files in the format of Fashion-MNIST, taken for the published ones, in a folder named by the variable."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "fashion-mnist"
+    folder.mkdir()
+    table = {}
+    for part, n in (("train", 200), ("t10k", 40)):
+        for kind, array in (
+            ("images-idx3", rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)),
+            ("labels-idx1", (np.arange(n) % 10).astype(np.uint8)),
+        ):
+            name = f"{part}-{kind}-ubyte"
+            header = bytes([0, 0, 8, array.ndim]) + b"".join(length.to_bytes(4, "big") for length in array.shape)
+            (folder / f"{name}.gz").write_bytes(gzip.compress(header + array.tobytes()))
+            table[name] = IdxFile(array.shape, hashlib.sha256(array.tobytes()).hexdigest())
+    monkeypatch.setattr(datasets, "FASHION_MNIST_FILES", table)
+    monkeypatch.setattr(datasets, "FASHION_MNIST_FOLDER", tmp_path / "debian")
+    monkeypatch.setenv("ART_FINGERPRINT_DATA", str(tmp_path))
+    return folder
+
+
+def unpack(folder: Path) -> None:
+    for path in folder.glob("*.gz"):
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+
+
+def test_fashion_mnist_parts(published: Path) -> None:
+    data = load_dataset("fashion-mnist")
+    assert [len(x) for x in (data.x_train, data.x_apart, data.x_test)] == [170, 30, 40]
+    assert data.input_shape == (1, 28, 28)
+    assert data.nb_classes == 10
+    assert data.hflip
+    assert np.bincount(data.y_train).tolist() == [17] * 10
+    assert np.bincount(data.y_apart).tolist() == [3] * 10
+    assert data.x_train.dtype == np.float32
+    assert data.y_train.dtype == np.int64
+    # Every published image is in exactly one part, with its label, scaled to [0, 1].
+    content = gzip.decompress((published / "train-images-idx3-ubyte.gz").read_bytes())
+    raw = np.frombuffer(content, np.uint8, offset=16).reshape(200, 784)
+    labelled = {(image.tobytes(), index % 10) for index, image in enumerate(raw)}
+    pairs = [*zip(data.x_train, data.y_train, strict=True), *zip(data.x_apart, data.y_apart, strict=True)]
+    found = {(np.rint(image * 255).astype(np.uint8).tobytes(), int(label)) for image, label in pairs}
+    assert len(pairs) == len(found) == 200
+    assert found == labelled
+    assert data.x_train.max() <= 1
+
+
+@pytest.mark.parametrize("layout", ["packed", "unpacked", "torchvision", "debian"])
+def test_fashion_mnist_is_found(published: Path, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = load_dataset("fashion-mnist").digest
+    if layout == "unpacked":
+        unpack(published)
+    if layout == "torchvision":
+        unpack(published)
+        (published.parent / "FashionMNIST").mkdir()
+        published.rename(published.parent / "FashionMNIST" / "raw")
+    if layout == "debian":
+        published.rename(published.parent / "debian")
+        monkeypatch.delenv("ART_FINGERPRINT_DATA")
+    assert load_dataset("fashion-mnist").digest == digest
+
+
+def test_torchvision_reads_the_same_images(published: Path) -> None:
+    unpack(published)
+    theirs = read_image_file(str(published / "t10k-images-idx3-ubyte"))
+    ours = torch.from_numpy(load_dataset("fashion-mnist").x_test)
+    assert torch.equal(theirs[:, None] / 255, ours)
+
+
+def test_missing_fashion_mnist_says_what_to_put_where(published: Path) -> None:
+    (published / "t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(DatasetError) as caught:
+        load_dataset("fashion-mnist")
+    message = str(caught.value)
+    assert f"{published} has no t10k-labels-idx1-ubyte;" in message
+    assert f"{published.parent / 'debian'} does not exist" in message
+    assert "dataset-fashion-mnist" in message
+    assert "ART_FINGERPRINT_DATA=<folder>" in message
+    assert "\n" not in message
+
+
+def damaged(path: Path, damage: str) -> None:
+    packed = path.read_bytes()
+    content = gzip.decompress(packed)
+    flipped = bytes([*content[:-1], content[-1] ^ 1])
+    path.write_bytes(
+        {
+            "cut": packed[: len(packed) // 2],
+            "cut before packing": gzip.compress(content[:-5]),
+            "cut in the header": gzip.compress(content[:10]),
+            "too long": gzip.compress(content + b"\0"),
+            "not packed": content,
+            "bad bits": packed[:40] + b"\xff" * 20 + packed[60:],
+            "empty": b"",
+            "web page": gzip.compress(b"<html>not found</html>"),
+            "other type": gzip.compress(content[:2] + b"\x0d" + content[3:]),
+            "other shape": gzip.compress(content[:3] + bytes([1, 0, 0, 0, 5]) + b"12345"),
+            "other data": gzip.compress(flipped),
+        }[damage]
+    )
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("cut", "cannot be read"),
+        ("cut before packing", "cannot be read .* are not those of an array of"),
+        ("cut in the header", "cannot be read .* the promised axes"),
+        ("too long", "are not those of an array of"),
+        ("not packed", "cannot be read"),
+        ("bad bits", "cannot be read"),
+        ("empty", "cannot be read"),
+        ("web page", "two zero bytes"),
+        ("other type", "type 13, expected 8"),
+        ("other shape", r"an array of \(5,\), expected \(200, 28, 28\)"),
+        ("other data", "another data set, or a changed file"),
+    ],
+)
+def test_damaged_fashion_mnist_is_refused(published: Path, damage: str, reason: str) -> None:
+    path = published / "train-images-idx3-ubyte.gz"
+    damaged(path, damage)
+    with pytest.raises(DatasetError, match=f"{re.escape(str(path))} .*{reason}.*dataset-fashion-mnist"):
+        load_dataset("fashion-mnist")
+
+
+@NEEDS_FASHION_MNIST
+def test_fashion_mnist_never_changes() -> None:
+    data = load_dataset("fashion-mnist")
+    assert [len(x) for x in (data.x_train, data.x_apart, data.x_test)] == [51000, 9000, 10000]
+    assert np.bincount(data.y_apart).tolist() == [900] * 10
+    # Every published number of the preset rests on this split.
+    assert data.digest == "a4417dbf09f7736c4becba09ae1e812ea4969b0f17c286c5e952d552c3f27f20"
+
+
 def test_unknown_data_set_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InvalidInputError, match=r"no data set 'mnist'; known are digits"):
+    with pytest.raises(InvalidInputError, match=r"no data set 'mnist'; known are digits, fashion-mnist"):
         load_dataset("mnist")
 
 
@@ -225,6 +369,27 @@ def test_small_cnn_shapes(channels: int, nb_classes: int, size: int) -> None:
 
 def test_small_cnn_is_cut_at_its_second_block() -> None:
     assert auto_layer(SmallCNN(), torch.rand(2, 1, 8, 8)) == "block2"
+
+
+@pytest.mark.parametrize(("channels", "nb_classes", "size"), [(1, 10, 28), (3, 4, 32), (1, 2, 16)])
+def test_small_vgg_shapes(channels: int, nb_classes: int, size: int) -> None:
+    network = SmallVGG(channels, nb_classes, width=4)
+    z = torch.rand(3, channels, size, size)
+    for name, width in (("block1", 4), ("block2", 8), ("block3", 16)):
+        z = getattr(network, name)(z)
+        size //= 2
+        assert z.shape == (3, width, size, size)
+    assert network.block4(z).shape == (3, 32, 1, 1)
+    assert network.head(network.block4(z).flatten(1)).shape == (3, nb_classes)
+
+
+def test_small_vgg_has_four_stages_and_six_convolutions() -> None:
+    network = SmallVGG()
+    assert stage_names(network) == ["block1", "block2", "block3", "block4", "head"]
+    assert auto_layer(network, torch.rand(2, 1, 28, 28)) == "block2"
+    depths = [sum(isinstance(m, nn.Conv2d) for m in stage.modules()) for stage in network.children()]
+    assert depths == [1, 1, 2, 2, 0]
+    assert network(torch.rand(5, 1, 28, 28)).shape == (5, 10)
 
 
 # ---------------------------------------------------------------------- shifts
@@ -417,27 +582,31 @@ def test_shifts_and_flips_reach_the_batches(digits: Dataset, stages: list[Stage]
 
 
 # ---------------------------------------------------------------------- presets
-@pytest.mark.parametrize("name", sorted(PRESETS))
-def test_presets_are_sound(name: str, digits: Dataset) -> None:
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=NEEDS_FASHION_MNIST if name == "fashion-mnist" else ()) for name in PRESETS]
+)
+def test_presets_are_sound(name: str) -> None:
     preset = load_preset(name)
     assert preset.name == name
-    assert preset.dataset in datasets.DATASETS
     assert preset.reason
     assert preset.nb_references >= 5
+    data = load_dataset(preset.dataset)
     network = preset.architecture()
     assert isinstance(network, nn.Module)
-    model = recipes.wrap(network, load_dataset(preset.dataset), "cpu")
+    model = recipes.wrap(network, data, "cpu")
+    assert model.predict(data.x_test[:3]).shape == (3, data.nb_classes)
     for setting in preset.attacks.values():
         attack = getattr(attacks, setting.attack)(model, seed=0, **setting.params)
-        assert attack.hflip is load_dataset(preset.dataset).hflip
+        assert attack.hflip is data.hflip
         assert setting.source in ("train", "subset", "apart")
     for verifier, params in preset.verifiers.items():
         getattr(verifiers, verifier)(model, **params)
         assert "seed" not in params
 
 
-def test_attackers_without_true_labels_are_the_removal_attacks() -> None:
-    for label, setting in load_preset("digits").attacks.items():
+@pytest.mark.parametrize("name", PRESETS)
+def test_attackers_without_true_labels_are_the_removal_attacks(name: str) -> None:
+    for label, setting in load_preset(name).attacks.items():
         assert setting.true_labels is (setting.source == "train"), label
         assert (setting.attack == "RemovalNetAttack") is (setting.source != "train")
 
