@@ -6,9 +6,13 @@ terms of the upper loss get passes of their own, so that the head runs twice in 
 samples, and ILBS a loop over samples and weights that reads every candidate. With a backward pass to inputs counted as
 one pass and a full one as two, that makes 9 head and 45 tail passes, against 4 and 44 of ours.
 
-Blocks of iterations of both alternate. Printed are medians of the processor time of an iteration, and ours' cost before
-the first one (copying, tracing, the victim's labels). Run as ``python benchmarks/bench_removalnet.py``;
-``--iterations 5 --rounds 3`` for a quick look.
+The straightforward version keeps the usual memory order and BatchNorm; ours runs in channels-last order and folds the
+tail's BatchNorm into its convolutions. A second row runs the passes in bfloat16, where the processor has instructions
+for it.
+
+Iterations of both alternate one by one. Printed are medians of the processor time of an iteration and of the ratio of
+neighbours, and ours' cost before the first one (copying, tracing, the victim's labels). Run as
+``python benchmarks/bench_removalnet.py``; ``--iterations 10`` for a quick look.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from art_fingerprint.attacks import RemovalNetAttack
 
 ALPHA, BETA, GAMMA, TEMPERATURE, RATE = 0.2, 2.0, 0.6, 20.0, 8e-3
 INNER_STEPS, INNER_RATE, LOG_WEIGHT, RATIO, BATCH = 20, 0.01, 0.1, 0.1, 128
+WARM_UP = 3
 GRID = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -128,20 +133,19 @@ class Straightforward:
         self.scheduler.step()
 
 
-def time_of_plain(victim: Cut, x: Tensor, iterations: int) -> list[float]:
+def interleaved(victim: Cut, x: Tensor, iterations: int, **options: object) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return seconds of each straightforward iteration, of the one of ours after it, and of ours before the first."""
     run = Straightforward(victim, x, iterations)
-    times = [time.process_time()]
-    for _ in range(iterations):
-        run.step()
-        times.append(time.process_time())
-    return np.diff(times).tolist()
-
-
-def time_of_ours(victim: Cut, x: Tensor, iterations: int) -> tuple[list[float], float]:
-    times: list[float] = []
+    plain: list[float] = []
+    ours: list[float] = []
+    marks = [time.process_time()]
 
     def watch(_step: int, _surrogate: PyTorchClassifier, _losses: Mapping[str, float]) -> None:
-        times.append(time.process_time())
+        begin = time.process_time()
+        ours.append(begin - marks[-1])
+        run.step()
+        marks.append(time.process_time())
+        plain.append(marks[-1] - begin)
 
     shape = tuple(x.shape[1:])
     classifier = PyTorchClassifier(victim, nn.CrossEntropyLoss(), shape, 10, clip_values=(0.0, 1.0), device_type="cpu")
@@ -154,10 +158,26 @@ def time_of_ours(victim: Cut, x: Tensor, iterations: int) -> tuple[list[float], 
         hflip=False,
         callback=watch,
         callback_interval=1,
+        **options,
     )
-    begin = time.process_time()
     attack.generate(x.numpy())
-    return np.diff(times).tolist(), times[0] - begin
+    return np.array(plain[:-1]), np.array(ours[1:]), ours[0]
+
+
+def report(name: str, victim: Cut, x: Tensor, iterations: int, **options: object) -> None:
+    plain, ours, setup = interleaved(victim, x, iterations + WARM_UP, **options)
+    plain, ours = plain[WARM_UP:], ours[WARM_UP:]
+    slow, fast = (1e3 * statistics.median(times.tolist()) for times in (plain, ours))
+    print(
+        f"{name}: straightforward {slow:.1f} ms, ours {fast:.1f} ms an iteration, ratio "
+        f"{statistics.median((plain / ours).tolist()):.2f} (ours once before: {1e3 * setup:.0f} ms)"
+    )
+
+
+def bfloat16_instructions() -> bool:
+    """Tell whether this processor multiplies bfloat16 itself; others emulate it, several times slower than float32."""
+    known = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
+    return any(ask is not None and ask() for ask in known)
 
 
 def trained(network: Cut, x: Tensor, y: Tensor) -> Cut:
@@ -172,8 +192,7 @@ def trained(network: Cut, x: Tensor, y: Tensor) -> Cut:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--iterations", type=int, default=10, help="in a block")
-    parser.add_argument("--rounds", type=int, default=5, help="blocks of each version")
+    parser.add_argument("--iterations", type=int, default=40)
     parser.add_argument("--samples", type=int, default=1280)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -186,22 +205,11 @@ def main() -> None:
     }
     for name, (network, x) in cases.items():
         victim = trained(network, x, labels)
-        plain: list[float] = []
-        ours: list[float] = []
-        setups = []
-        for number in range(arguments.rounds + 1):
-            slow, (fast, setup) = (
-                time_of_plain(victim, x, arguments.iterations),
-                time_of_ours(victim, x, arguments.iterations),
-            )
-            if number:  # the first round warms up
-                plain, ours = plain + slow, ours + fast
-                setups.append(setup)
-        slow_ms, fast_ms = (1e3 * statistics.median(times) for times in (plain, ours))
-        print(
-            f"{name}: straightforward {slow_ms:.1f} ms, ours {fast_ms:.1f} ms an iteration, ratio "
-            f"{slow_ms / fast_ms:.2f} (ours once before: {1e3 * statistics.median(setups):.0f} ms)"
-        )
+        report(name, victim, x, arguments.iterations)
+        if bfloat16_instructions():
+            report(f"{name}, bf16", victim, x, arguments.iterations, autocast="bf16")
+        else:
+            print(f"{name}, bf16: skipped, this processor has no bfloat16 instructions (AVX512-BF16 or AMX)")
 
 
 if __name__ == "__main__":
