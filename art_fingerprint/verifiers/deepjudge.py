@@ -12,6 +12,7 @@ from torch import Tensor
 from art_fingerprint.core.checks import check_choice, check_flag, check_number, check_sequence
 from art_fingerprint.core.classifier import LogitsNetwork
 from art_fingerprint.core.outputs import to_probabilities
+from art_fingerprint.core.perturbation import UNITS
 from art_fingerprint.core.queries import NanPolicy, Suspect
 from art_fingerprint.exceptions import EmptyFingerprintError, InvalidInputError
 from art_fingerprint.verifiers import deepjudge_black_box as black_box
@@ -20,7 +21,6 @@ from art_fingerprint.verifiers.base import Access, Metric, Verifier
 from art_fingerprint.verifiers.deepjudge_generation import most_certain
 from art_fingerprint.verifiers.deepjudge_metrics import POOLINGS
 from art_fingerprint.verifiers.fingerprint import Fingerprint
-from art_fingerprint.verifiers.perturbation import UNITS
 
 METHODS = ("pgd", "fgsm", "cw")
 BLACK_BOX = black_box.METRICS

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from art_fingerprint.core.classifier import LogitsNetwork, clip_bounds
 from art_fingerprint.core.outputs import labels_of, to_probabilities
+from art_fingerprint.core.perturbation import per_channel, unit_length
 from art_fingerprint.core.queries import Suspect
 from art_fingerprint.core.seeding import torch_generator
 from art_fingerprint.exceptions import AccessError, EmptyFingerprintError
 from art_fingerprint.verifiers.deepjudge_generation import adversarial_examples, carlini_examples
 from art_fingerprint.verifiers.deepjudge_metrics import jensen_shannon, robustness
 from art_fingerprint.verifiers.fingerprint import Fingerprint, warn_if_few
-from art_fingerprint.verifiers.perturbation import per_channel, unit_length
 
 if TYPE_CHECKING:
     from art_fingerprint.verifiers.deepjudge import DeepJudgeVerifier

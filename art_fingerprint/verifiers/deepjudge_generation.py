@@ -12,8 +12,8 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
 from art_fingerprint.core.classifier import LogitsNetwork
+from art_fingerprint.core.perturbation import linf_ascent
 from art_fingerprint.verifiers.optimise import optimise
-from art_fingerprint.verifiers.perturbation import linf_ascent
 
 _DEAD_SHARE = 1e-6
 

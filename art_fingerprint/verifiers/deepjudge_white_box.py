@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from art_fingerprint.core.classifier import LogitsNetwork, clip_bounds
 from art_fingerprint.core.layers import resolve_layer
 from art_fingerprint.core.outputs import nonfinite_rows
+from art_fingerprint.core.perturbation import unit_length
 from art_fingerprint.core.queries import Suspect
 from art_fingerprint.core.taps import tap
 from art_fingerprint.exceptions import (
@@ -25,7 +26,6 @@ from art_fingerprint.exceptions import (
 from art_fingerprint.verifiers import deepjudge_metrics as formulas
 from art_fingerprint.verifiers.deepjudge_generation import first_per_neuron, live_neurons, neuron_tests
 from art_fingerprint.verifiers.fingerprint import Fingerprint, warn_if_few
-from art_fingerprint.verifiers.perturbation import unit_length
 
 if TYPE_CHECKING:
     from art_fingerprint.verifiers.deepjudge import DeepJudgeVerifier

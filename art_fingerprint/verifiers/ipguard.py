@@ -15,13 +15,13 @@ from tqdm.auto import tqdm
 
 from art_fingerprint.core.checks import check_choice, check_flag, check_number
 from art_fingerprint.core.classifier import LogitsNetwork, clip_bounds
+from art_fingerprint.core.perturbation import UNITS, unit_length
 from art_fingerprint.core.queries import NanPolicy, Suspect
 from art_fingerprint.core.seeding import torch_generator
 from art_fingerprint.exceptions import EmptyFingerprintError, IncompatibleSuspectError, InvalidInputError
 from art_fingerprint.verifiers.base import Access, Metric, Verifier
 from art_fingerprint.verifiers.fingerprint import Fingerprint, warn_if_few
 from art_fingerprint.verifiers.optimise import OPTIMIZERS, optimise
-from art_fingerprint.verifiers.perturbation import UNITS, unit_length
 
 logger = logging.getLogger(__name__)
 

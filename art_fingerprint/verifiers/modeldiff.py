@@ -19,6 +19,7 @@ from art_fingerprint.core.classifier import LogitsNetwork, clip_bounds, guarded,
 from art_fingerprint.core.digests import array_digest, network_digest
 from art_fingerprint.core.notices import warn_caller
 from art_fingerprint.core.outputs import OutputKind, nonfinite_rows, to_probabilities
+from art_fingerprint.core.perturbation import UNITS, unit_length
 from art_fingerprint.core.queries import NanPolicy, Suspect, same_space
 from art_fingerprint.core.seeding import torch_generator
 from art_fingerprint.exceptions import (
@@ -43,7 +44,6 @@ from art_fingerprint.verifiers.modeldiff_probes import (
     pgd_partners,
     search_probes,
 )
-from art_fingerprint.verifiers.perturbation import UNITS, unit_length
 
 logger = logging.getLogger(__name__)
 

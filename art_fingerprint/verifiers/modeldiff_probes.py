@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from art_fingerprint.verifiers.perturbation import linf_ascent
+from art_fingerprint.core.perturbation import linf_ascent
 
 OBJECTIVES = ("away-from-mean", "cosine", "untargeted-ce")
 CLASS_WEIGHTS = ("first-class", "uniform")
@@ -77,7 +77,7 @@ def pgd_partners(
     :param objective: ``"away-from-mean"`` (:func:`away_from_mean`), ``"cosine"``: ``1 - cos(f(x'), o_i)``, or
         ``"untargeted-ce"``: cross-entropy against the predicted label.
     :param weights: Class weights of the first objective, ``(C,)``.
-    :param radius: See :func:`~art_fingerprint.verifiers.perturbation.linf_ascent`, as the next four.
+    :param radius: See :func:`~art_fingerprint.core.perturbation.linf_ascent`, as the next four.
     :param step: Length of a step.
     :param max_iter: Number of steps.
     :param low: Lower bound.

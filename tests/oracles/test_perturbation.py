@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from art_fingerprint.core.perturbation import linf_ascent
 from art_fingerprint.exceptions import InvalidInputError
-from art_fingerprint.verifiers.perturbation import linf_ascent
 
 X = torch.tensor([[0.5, 0.5], [0.1, 0.9]])
 W = torch.tensor([1.0, -2.0])
