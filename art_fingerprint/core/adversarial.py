@@ -28,7 +28,7 @@ from art_fingerprint.core.outputs import OutputKind
 from art_fingerprint.core.parameters import as_json
 from art_fingerprint.core.perturbation import linf_ascent, per_channel
 from art_fingerprint.core.precision import full_precision
-from art_fingerprint.core.seeding import derive_seed, forked_random_state, torch_generator
+from art_fingerprint.core.seeding import forked_random_state
 from art_fingerprint.core.taps import near_names
 from art_fingerprint.exceptions import FingerprintError, InvalidInputError
 
@@ -110,16 +110,17 @@ class Evasion:
         }
 
     def examples(
-        self, view: LogitsNetwork, x: Tensor, y: Tensor, nb_classes: int, bounds: tuple[float, float], seed: int
+        self, view: LogitsNetwork, x: Tensor, y: Tensor, nb_classes: int, bounds: tuple[float, float]
     ) -> Tensor:
         """Return adversarial examples of one batch on the device, in the classifier's own range.
+
+        Draws come from the global random state.
 
         :param view: White-box view in evaluation mode, frozen.
         :param x: Images ``(n, ...)`` within ``bounds``.
         :param y: Labels ``(n,)`` int64.
         :param nb_classes: What attacks on all classes are told; torchattacks takes 10 for granted.
         :param bounds: The classifier's range.
-        :param seed: Seed of this batch's draws.
         """
         low, high = bounds
         network = _UnitRange(view, low, high).eval()  # else torchattacks leaves it in training mode
@@ -128,29 +129,28 @@ class Evasion:
             options = {"nb_candidates": self.params.get("nb_candidates"), "overshoot": self.params["overshoot"]}
             found = deepfool(network, unit, y, max_iter=self.params["steps"], **options)
         elif self.eps_space == "normalised":
-            return self._ascend(view, x, y, low, high, seed)
+            return self._ascend(view, x, y, low, high)
         else:
-            found = self._torchattacks(network, unit, y, nb_classes, seed)
+            found = self._torchattacks(network, unit, y, nb_classes)
         return (low + (high - low) * found).clamp(low, high)
 
-    def _torchattacks(self, network: nn.Module, unit: Tensor, y: Tensor, nb_classes: int, seed: int) -> Tensor:
+    def _torchattacks(self, network: nn.Module, unit: Tensor, y: Tensor, nb_classes: int) -> Tensor:
         known = {"n_classes": nb_classes} if "n_classes" in self.params else {}
         attack = _torchattacks_class(self.name)(network, **{**self.params, **known})
         attack.set_device(unit.device)
-        with forked_random_state(seed, "torchattacks"), torch.enable_grad():
+        with torch.enable_grad():
             found: Tensor = attack(unit, y)
         if not isinstance(found, Tensor) or found.shape != unit.shape:
             raise InvalidInputError(f"torchattacks' {self.name} did not return images of shape {tuple(unit.shape)}.")
         return found.detach()
 
-    def _ascend(self, view: LogitsNetwork, x: Tensor, y: Tensor, low: float, high: float, seed: int) -> Tensor:
+    def _ascend(self, view: LogitsNetwork, x: Tensor, y: Tensor, low: float, high: float) -> Tensor:
         _, std = view.standardisation
         unit = per_channel(std, x.ndim).to(x)
         radius = self.params["eps"] * unit
         start = None
         if self.params.get("random_start"):
-            draws = torch_generator(seed, "start")
-            start = x + radius * (2 * torch.rand(x.shape, generator=draws).to(x) - 1)
+            start = x + radius * (2 * torch.rand_like(x) - 1)
         return linf_ascent(
             lambda points: F.cross_entropy(view(points), y, reduction="none"),
             x,
@@ -224,8 +224,8 @@ def adversarial_examples(
     parameters, in full float32. The classifier is given back exactly as it was, also after an error: mixed
     train/eval flags, gradients, hooks. Postprocessing defences are not seen.
 
-    Draws of torchattacks (PGD's random start) come from a state that is seeded anew for every batch: they depend on
-    ``seed`` and ``batch_size``, and on nothing else; the caller's random state is untouched.
+    Draws, such as PGD's random start, come from a random state of its own. One draw for each input value, as PGD's,
+    does not depend on the batch size on a CPU; those of other attacks and of CUDA devices do.
 
     :param classifier: Whose examples to make.
     :param attack: See :func:`evasion`. An ART attack that belongs to another classifier is made anew for this one with
@@ -262,15 +262,19 @@ def adversarial_examples(
             "of each defence, or move it into the model."
         )
     parts = []
-    with guarded(classifier), full_precision(), tqdm(total=len(images), desc=attack.name, disable=not verbose) as bar:
+    with (
+        guarded(classifier),
+        full_precision(),
+        forked_random_state(seed, attack.name),
+        tqdm(total=len(images), desc=attack.name, disable=not verbose) as bar,
+    ):
         view.network.eval().requires_grad_(False)
         view.kind = _kind(view, images, outputs, batch_size)
         for start in range(0, len(images), batch_size):
             part = torch.from_numpy(images[start : start + batch_size]).to(view.device)
             wanted = torch.from_numpy(labels[start : start + batch_size]).to(view.device)
             try:
-                own_seed = derive_seed(seed, attack.name, start)
-                found = attack.examples(view, part, wanted, classifier.nb_classes, (low, high), own_seed)
+                found = attack.examples(view, part, wanted, classifier.nb_classes, (low, high))
             except FingerprintError:
                 raise
             except Exception as error:
@@ -292,13 +296,14 @@ def _kind(view: LogitsNetwork, images: np.ndarray, outputs: OutputKind, batch_si
         warnings.simplefilter("ignore")  # said below
         view.kind = "auto"
         view.predict(torch.from_numpy(images[:batch_size]), batch_size)
-    if view.kind == "probabilities":
+    found: OutputKind = view.kind
+    if found == "probabilities":
         raise InvalidInputError(
             "The model returns probabilities. Where they saturate at 0 and 1 they have no gradient, and the model "
             "would pass for robust: wrap a model that returns logits, or pass outputs='probabilities' to attack their "
             "logarithm all the same."
         )
-    return view.kind
+    return found
 
 
 def _by_art(
@@ -374,7 +379,7 @@ def _torchattacks_class(name: object) -> type:
 
 def _parameters(name: str) -> dict[str, Any]:
     """Return a torchattacks class's constructor arguments with their defaults."""
-    signature = inspect.signature(_torchattacks_class(name).__init__)
+    signature = inspect.signature(_torchattacks_class(name))
     return {
         key: parameter.default
         for key, parameter in signature.parameters.items()

@@ -156,6 +156,7 @@ def _boundaries(
 
 def _gradients(logits: Tensor, points: Tensor, classes: Tensor) -> Tensor:
     """Return the gradient of each sample's own logit, ``(n, d)``."""
-    chosen = logits.gather(1, classes[:, None]).sum()
+    with torch.enable_grad():  # the caller may have switched it off
+        chosen = logits.gather(1, classes[:, None]).sum()
     (gradient,) = torch.autograd.grad(chosen, points, retain_graph=True)
     return gradient.flatten(1)

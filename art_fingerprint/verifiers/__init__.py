@@ -6,6 +6,7 @@ from art_fingerprint.verifiers.deepjudge import DeepJudgeVerifier
 from art_fingerprint.verifiers.fingerprint import Fingerprint
 from art_fingerprint.verifiers.ipguard import IPGuardVerifier
 from art_fingerprint.verifiers.modeldiff import ModelDiffVerifier
+from art_fingerprint.verifiers.robustness import RobustnessVerifier
 from art_fingerprint.verifiers.verdict import MetricResult, Verdict
 from art_fingerprint.verifiers.zest import ZestVerifier
 
@@ -17,6 +18,7 @@ __all__ = [
     "Metric",
     "MetricResult",
     "ModelDiffVerifier",
+    "RobustnessVerifier",
     "Verdict",
     "Verifier",
     "ZestVerifier",

@@ -32,6 +32,7 @@ from art_fingerprint.verifiers import (
     Fingerprint,
     IPGuardVerifier,
     ModelDiffVerifier,
+    RobustnessVerifier,
     Verifier,
     ZestVerifier,
 )
@@ -80,6 +81,12 @@ CASES = [
         counts=("nb_pairs",),
         times=2,
         profile={"nb_pairs": 12, "max_iter": 4, "search_iterations": 20},
+    ),
+    Case(
+        RobustnessVerifier,
+        {"nb_seeds": 30, "eps": 0.1, "alpha": 0.05, "steps": 3, "deepfool_steps": 4},
+        counts=("nb_FGSM", "nb_PGD", "nb_DeepFool"),
+        profile={"nb_seeds": 20, "steps": 3, "deepfool_steps": 4},
     ),
     Case(
         ZestVerifier,
