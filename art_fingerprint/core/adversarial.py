@@ -7,6 +7,7 @@ parameter gradients, and draws from the global random state. All of that is deal
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -202,8 +203,9 @@ def describe(attack: Evasion | EvasionAttack | ArtFactory) -> dict[str, Any]:
     if isinstance(attack, Evasion):
         return attack.describe()
     if isinstance(attack, EvasionAttack):
-        names = [name for name in attack.attack_params if name != "summary_writer"]
-        return {"attack": type(attack).__name__, "params": as_json({name: getattr(attack, name) for name in names})}
+        values = {name: getattr(attack, name) for name in attack.attack_params if name != "summary_writer"}
+        plain = {name: value if _is_plain(value) else repr(value) for name, value in as_json(values).items()}
+        return {"attack": type(attack).__name__, "params": plain}
     return {"attack": getattr(attack, "__name__", type(attack).__name__), "params": {}}
 
 
@@ -385,6 +387,11 @@ def _parameters(name: str) -> dict[str, Any]:
         for key, parameter in signature.parameters.items()
         if parameter.default is not inspect.Parameter.empty
     }
+
+
+def _is_plain(value: object) -> bool:
+    """Tell whether JSON can keep a value, which it cannot with ART's ``norm=np.inf`` or arrays."""
+    return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _version() -> str:
