@@ -29,6 +29,7 @@ _EXPORTS = {
     "RemovalAttack": "attacks",
     "RemovalNetAttack": "attacks",
     "RetrainingAttack": "attacks",
+    "RobustnessVerifier": "verifiers",
     "Verdict": "verifiers",
     "Verifier": "verifiers",
     "WeightPruningAttack": "attacks",

@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from art_fingerprint._version import __version__
 from art_fingerprint.exceptions import FingerprintError
@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--device", choices=("gpu", "cpu"), default="gpu", help="gpu: CUDA where there is one (default)")
     bench.add_argument("--quiet", action="store_true", help="no progress bar")
 
-    report = verbs.add_parser("report", help="write table.md, table.csv, table.tex and report.html from rows alone")
+    report = verbs.add_parser("report", help="write tables, figures and report.html from rows alone")
     report.add_argument("folder", type=Path, help="folder of a bench run")
     return parser
 
@@ -92,9 +92,32 @@ def _report(folder: Path) -> int:
     (folder / "table.tex").write_text(tables.as_latex(table), encoding="utf-8")
     (folder / "report.html").write_text(report(rows), encoding="utf-8")
     print(tables.as_text(table))
+    _robustness(folder, rows)
     print(f"\nReport: {folder / 'report.html'}")
     failed = any(row["status"] == "failed" for row in tables.latest_rows(rows))
     return SOME_FAILED if failed else OK
+
+
+def _robustness(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Write Table IV, and robustness beside removal, with a figure where matplotlib is installed."""
+    from art_fingerprint.reporting import layout, robustness
+
+    if not robustness.has_robustness(rows):
+        return
+    four = robustness.table_four(rows)
+    written = {"robustness": four}
+    try:
+        points = robustness.tradeoff(rows)
+        written["tradeoff"] = robustness.tradeoff_cells(points)
+        from art_fingerprint.reporting.tradeoff_plot import plot_tradeoff
+
+        plot_tradeoff(points, folder / "tradeoff.png")
+    except FingerprintError as error:  # no references, other evasion attacks, no matplotlib: the tables do without
+        logging.getLogger(__name__).info("No comparison of robustness and removal: %s", error)
+    for name, rows_of_text in written.items():
+        (folder / f"{name}.md").write_text(layout.markdown(rows_of_text), encoding="utf-8")
+        (folder / f"{name}.csv").write_text(layout.comma_separated(rows_of_text), encoding="utf-8")
+    print("\nRobustness (Table IV)\n" + layout.text(four))
 
 
 def _names(text: str | None) -> list[str] | None:

@@ -24,6 +24,7 @@ from art_fingerprint.core.parameters import as_json
 from art_fingerprint.core.seeding import derive_seed, forked_random_state
 from art_fingerprint.core.versions import versions
 from art_fingerprint.evaluation.fidelity import accuracy, accuracy_drop, agreement
+from art_fingerprint.evaluation.robustness import robustness
 from art_fingerprint.exceptions import FingerprintFileError, InvalidInputError
 from art_fingerprint.verifiers.fingerprint import Fingerprint
 from art_fingerprint.zoo.datasets import Dataset, load_dataset
@@ -162,6 +163,7 @@ class Bench:
                 "agreement": agreement(self.victim, model, self.data.x_test),
                 "attack_seconds": getattr(model, "surrogate_info", {}).get("seconds"),
                 "cost": getattr(model, "surrogate_info", {}).get("cost"),
+                "robustness": self._robustness(suspect, model),
             }
         except Exception as error:
             logger.exception("%s seed %d failed", suspect.label, suspect.seed)
@@ -170,6 +172,17 @@ class Bench:
             return
         for name in names:
             self.store.append({**base, **self._score(suspect, name, model)})
+
+    def _robustness(self, suspect: SuspectModel, model: PyTorchClassifier) -> dict[str, Any]:
+        """Attack a model with its own examples. An attack that fails is missed in the rows, and ends nothing."""
+        x, y = (array[: self.preset.nb_robustness] for array in (self.data.x_test, self.data.y_test))
+        found = {}
+        for name, params in self.preset.robustness.items():
+            try:
+                found[name] = robustness(model, x, y, name, **params).to_dict()
+            except InvalidInputError:
+                logger.exception("%s on %s seed %d failed", name, suspect.label, suspect.seed)
+        return found
 
     def _unscored(self, suspect: SuspectModel, name: str, error: Exception) -> dict[str, Any]:
         return {

@@ -24,8 +24,9 @@ KEYS = (
     *("verifier", "verifier_params", "metrics", "derived", "accuracy", "accuracy_drop", "agreement"),
     *("attack_seconds", "verify_seconds", "queries", "status", "reason", "versions", "device"),
 )
-# What rows of earlier versions lack: `cost` is the attack's account (CostMeter), null where there is none.
-ADDED_KEYS = ("cost",)
+# What rows of earlier versions lack: `cost` is the attack's account (CostMeter), null where there is none; `robustness`
+# is attack name to `Robustness`.
+ADDED_KEYS = ("cost", "robustness")
 
 
 def cell_key(**facts: Any) -> str:

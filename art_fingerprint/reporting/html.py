@@ -8,6 +8,8 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from art_fingerprint.exceptions import InvalidInputError
+from art_fingerprint.reporting.robustness import has_robustness, table_four, tradeoff, tradeoff_cells
 from art_fingerprint.reporting.tables import COLUMNS, Table, cells, latest_rows, table_one
 from art_fingerprint.verifiers.verdict import combine
 
@@ -58,9 +60,38 @@ def report(rows: Iterable[Row]) -> str:
         "queries and seconds are medians over suspects.</p>"
         f"{_verifiers(kept)}<h2>Every model, metric by metric</h2><p>Each point is one model:{roles}. The line is the "
         f"threshold; on the shaded side a model is judged derived.</p><div class='strips'>{strips}</div>"
-        f"<h2>Settings</h2><p class='note'>preset {html.escape(str(newest['preset']))}; {html.escape(versions)}; "
+        f"{_robustness(kept)}<h2>Settings</h2>"
+        f"<p class='note'>preset {html.escape(str(newest['preset']))}; {html.escape(versions)}; "
         f"device {html.escape(str(newest['device']))}</p>{_settings(kept)}</body></html>\n"
     )
+
+
+def _robustness(rows: list[Row]) -> str:
+    """Table IV, and robustness beside removal, as far as the rows have them."""
+    if not has_robustness(rows):
+        return ""
+    parts = [
+        "<h2>Robustness against evasion</h2><p>Layout of Table IV: accuracy under attack (Rob), each model attacked "
+        "with its own examples, and its distance to the victim's (RobD). The last but one column says how many of an "
+        "attack's examples lie so close to a decision boundary that their class is a matter of rounding.</p>",
+        _plain(table_four(rows)),
+    ]
+    try:
+        points = tradeoff(rows)
+    except InvalidInputError:
+        return "".join(parts)
+    parts.append(
+        "<h2>Robustness and removal</h2><p>What each attack gains and what it costs. Distance gained, for each "
+        "verifier: 0 is a copy of the victim, 1 an average reference model. A good removal attack keeps both "
+        "accuracies and gains a distance of 1 from every verifier.</p>"
+    )
+    return "".join([*parts, _plain(tradeoff_cells(points))])
+
+
+def _plain(cells: list[list[str]]) -> str:
+    head, *body = cells
+    lines = "".join(f"<tr>{_cells(row)}</tr>" for row in body)
+    return f"<div class='wide'><table><thead><tr>{_cells(head, 'th')}</tr></thead><tbody>{lines}</tbody></table></div>"
 
 
 def _cells(values: Iterable[str], tag: str = "td") -> str:

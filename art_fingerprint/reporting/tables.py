@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import re
-import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from art_fingerprint.exceptions import InvalidInputError
+from art_fingerprint.reporting import layout
+from art_fingerprint.reporting.layout import mean_std, one_line
 from art_fingerprint.verifiers.verdict import combine
 
 # Metric name, heading in the paper, digits after the point.
@@ -21,18 +19,6 @@ COLUMNS = (
     ("ZEST-cosine", "ZEST-Cosine", 3),
     ("DDV", "ModelDiff-DDV", 3),
     ("MR", "IPGuard-MR", 3),
-)
-_LATEX = str.maketrans(
-    {
-        **{character: f"\\{character}" for character in "%_&#${}"},
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "|": r"\textbar{}",
-        "±": r"$\pm$",
-    }
 )
 
 
@@ -158,22 +144,9 @@ def _notes(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
             cell = tuple(str(row[name]) for name in ("status", "suspect", "verifier", "reason"))
             seeds.setdefault(cell, []).append(str(row["seed"]))
     return tuple(
-        _one_line(f"{status}: {suspect} (seed {', '.join(found)}), {verifier}: {reason}")
+        one_line(f"{status}: {suspect} (seed {', '.join(found)}), {verifier}: {reason}")
         for (status, suspect, verifier, reason), found in seeds.items()
     )
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def mean_std(values: Iterable[float], digits: int) -> str:
-    """Return ``mean±std`` (sample standard deviation), the mean alone for one value, ``-`` for none."""
-    numbers = list(values)
-    if not numbers:
-        return "-"
-    mean = f"{round(statistics.fmean(numbers), digits) + 0.0:.{digits}f}"  # no -0.00
-    return f"{mean}±{statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else mean
 
 
 def cells(table: Table) -> list[list[str]]:
@@ -181,13 +154,11 @@ def cells(table: Table) -> list[list[str]]:
     shown = [(name, heading, digits) for name, heading, digits in COLUMNS if _has(table, name)]
     accuracy = "" if table.victim_accuracy is None else f" (Acc: {table.victim_accuracy:.2f}%)"
     rows = [
-        [_one_line(table.dataset) + accuracy, "Accuracy %", "Drop", *(heading for _, heading, _ in shown), "Ownership?"]
+        [one_line(table.dataset) + accuracy, "Accuracy %", "Drop", *(heading for _, heading, _ in shown), "Ownership?"]
     ]
     for line in table.lines:
         values = [mean_std(line.metrics.get(name, ()), digits) for name, _, digits in shown]
-        rows.append(
-            [_one_line(line.label), mean_std(line.accuracy, 2), mean_std(line.drop, 2), *values, line.ownership]
-        )
+        rows.append([one_line(line.label), mean_std(line.accuracy, 2), mean_std(line.drop, 2), *values, line.ownership])
     limits = [f"{table.thresholds[n]:.{d}f}" if n in table.thresholds else "-" for n, _, d in shown]
     rows.append(["threshold", "-", "-", *limits, "-"])
     return rows
@@ -199,36 +170,19 @@ def _has(table: Table, name: str) -> bool:
 
 def as_text(table: Table) -> str:
     """Return the table in columns for a terminal."""
-    rows = cells(table)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    rule = "-" * max(map(len, lines))
-    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], *table.notes])
+    return layout.text(cells(table), rule_before_last=True, notes=table.notes)
 
 
 def as_markdown(table: Table) -> str:
     """Return the table in Markdown."""
-    rows = [[_markdown(cell) for cell in row] for row in cells(table)]
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    notes = [f"- {_markdown(note)}" for note in table.notes]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:], "", *notes]).rstrip() + "\n"
+    return layout.markdown(cells(table), notes=table.notes)
 
 
 def as_csv(table: Table) -> str:
     """Return the table as comma-separated values."""
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(cells(table))
-    return out.getvalue()
+    return layout.comma_separated(cells(table))
 
 
 def as_latex(table: Table) -> str:
     """Return the table as a LaTeX ``tabular``."""
-    rows = [[cell.translate(_LATEX) for cell in row] for row in cells(table)]
-    body = [" & ".join(row) + r" \\" for row in rows]
-    spec = "l" + "r" * (len(rows[0]) - 2) + "l"
-    head, tail = rf"\begin{{tabular}}{{{spec}}}", r"\end{tabular}"
-    return "\n".join([head, r"\hline", body[0], r"\hline", *body[1:-1], r"\hline", body[-1], r"\hline", tail]) + "\n"
-
-
-def _markdown(text: str) -> str:
-    return re.sub(r"([\\`*_\[\]<>|&])", r"\\\1", text)
+    return layout.latex(cells(table), rule_before_last=True)

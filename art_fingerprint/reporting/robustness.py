@@ -1,0 +1,194 @@
+"""Robustness from result rows: the layout of the RemovalNet paper's Table IV, and robustness beside removal."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from art_fingerprint.evaluation.removal import distance_gained
+from art_fingerprint.exceptions import InvalidInputError
+from art_fingerprint.reporting.layout import mean_std
+from art_fingerprint.reporting.tables import latest_rows
+
+Row = Mapping[str, Any]
+#: Roles of the models that the comparison shows, in its order.
+ROLES = ("victim", "surrogate", "negative")
+_MISSING = "The rows have no robust accuracy: they are from an earlier version; run the bench anew in another folder."
+#: The paper's Table IV (CIFAR10, VGG19): Rob of victim, surrogate and negative; RobD to surrogate and negative.
+PUBLISHED = {
+    "FGSM": (0.694, 0.553, 0.599, 0.141, 0.095),
+    "PGD": (0.501, 0.422, 0.419, 0.079, 0.082),
+    "DeepFool": (0.121, 0.101, 0.051, 0.020, 0.070),
+}
+
+
+def _models(rows: Iterable[Row]) -> list[Row]:
+    """Return one row for each suspect and seed of the newest rows, those that could be made."""
+    first: dict[tuple[str, int], Row] = {}
+    for row in latest_rows(rows):
+        if row["accuracy"] is not None:
+            first.setdefault((row["suspect"], row["seed"]), row)
+    return list(first.values())
+
+
+def has_robustness(rows: Iterable[Row]) -> bool:
+    """Tell whether any row holds a robust accuracy."""
+    return any(row.get("robustness") for row in rows)
+
+
+def table_four(rows: Iterable[Row], surrogate: str | None = None) -> list[list[str]]:
+    """Return Table IV as text cells: an attack a line, Rob and RobD over seeds, the published values beside them.
+
+    RobD of each seed is abs(Rob(victim) - Rob(suspect)), averaged over seeds. The last column is the largest share of
+    examples that lie on the boundary within rounding, over the models shown (see :class:`.Robustness`).
+
+    :param rows: Rows of one preset.
+    :param surrogate: Row label of the surrogate; default the last one whose label begins with ``RemovalNet``, or the
+        last surrogate.
+    :raises InvalidInputError: rows without robust accuracy, or no such surrogate, or no victim.
+    """
+    models = _models(rows)
+    if not has_robustness(models):
+        raise InvalidInputError(_MISSING)
+    victims = [row for row in models if row["role"] == "victim"]
+    labels = list(dict.fromkeys(row["suspect"] for row in models if row["role"] == "surrogate"))
+    if surrogate is None:
+        named = [label for label in labels if label.startswith("RemovalNet")] or labels
+        surrogate = named[-1] if named else ""
+    elif surrogate not in labels:
+        raise InvalidInputError(f"There is no surrogate {surrogate!r}; the rows have {', '.join(labels) or 'none'}.")
+    if not victims:
+        raise InvalidInputError("The rows have no victim.")
+    groups = {
+        "victim": victims[:1],
+        "surrogate": [row for row in models if row["suspect"] == surrogate and row["role"] == "surrogate"],
+        "negative": [row for row in models if row["role"] == "negative"],
+    }
+    head = ["attack", "Rob(victim)", f"Rob({surrogate})", "Rob(negative)", "RobD(surrogate)", "RobD(negative)"]
+    cells = [[*head, "on the boundary", "paper: Rob v, s, n; RobD s, n"]]
+    for attack in dict.fromkeys(name for row in models for name in row.get("robustness") or {}):
+        found = {
+            name: [row["robustness"][attack] for row in group if attack in (row.get("robustness") or {})]
+            for name, group in groups.items()
+        }
+        rob = {name: [result["accuracy"] for result in results] for name, results in found.items()}
+        distances = {
+            name: [abs(rob["victim"][0] - value) for value in rob[name]] if rob["victim"] else []
+            for name in ("surrogate", "negative")
+        }
+        undecided = max((result["undecided"] for results in found.values() for result in results), default=0.0)
+        published = ", ".join(f"{value:.3f}" for value in PUBLISHED.get(attack, ())) or "-"
+        values = [*(rob[name] for name in groups), *distances.values()]
+        cells.append([attack, *(mean_std(numbers, 3) for numbers in values), f"{100 * undecided:.0f}%", published])
+    return cells
+
+
+@dataclass(frozen=True)
+class Point:
+    """One attack of the comparison: means over its seeds.
+
+    :ivar label: Row label.
+    :ivar role: ``"victim"``, ``"surrogate"`` or ``"negative"``.
+    :ivar seeds: Number of seeds.
+    :ivar accuracy: Test accuracy in [0, 1].
+    :ivar robust_accuracy: Accuracy under the evasion attack, in [0, 1].
+    :ivar gained: Verifier to distance gained, mean over its metrics: 0 is a copy, 1 an average independent model.
+    """
+
+    label: str
+    role: str
+    seeds: int
+    accuracy: float
+    robust_accuracy: float
+    gained: Mapping[str, float]
+
+
+def tradeoff(rows: Iterable[Row], attack: str = "PGD") -> list[Point]:
+    """Return a point for the victim, every attack, and the negatives: what it costs, and what it gains.
+
+    Metrics that the reference models do not move away from the victim are left out.
+
+    :param rows: Rows of one preset, with victim and references.
+    :param attack: The evasion attack behind the robust accuracy.
+    :raises InvalidInputError: rows without this robust accuracy, without the victim or without reference models.
+    """
+    kept = latest_rows(rows)
+    known = {name for row in kept for name in row.get("robustness") or {}}
+    if attack not in known:
+        raise InvalidInputError(_MISSING if not known else f"The rows have {', '.join(sorted(known))}, not {attack!r}.")
+    values: dict[str, dict[str, dict[str, list[float]]]] = {}  # role or label, verifier, metric
+    roles: dict[str, str] = {}
+    for row in kept:
+        if row["status"] != "ok":
+            continue
+        roles.setdefault(row["suspect"], row["role"])
+        for metric, result in row["metrics"].items():
+            if result["value"] is not None:
+                own = values.setdefault(row["suspect"], {}).setdefault(row["verifier"], {})
+                own.setdefault(metric, []).append(result["value"])
+    if not {"victim", "reference"} <= set(roles.values()):
+        raise InvalidInputError("The comparison needs rows of the victim and of reference models.")
+    origin, far = (
+        values.get(next(label for label, found in roles.items() if found == role), {})
+        for role in ("victim", "reference")
+    )
+    points = []
+    shown = [(label, role) for wanted in ROLES for label, role in roles.items() if role == wanted]
+    for label, role in shown:
+        models = [row for row in _models(kept) if row["suspect"] == label and attack in (row.get("robustness") or {})]
+        if not models:
+            continue
+        gained = {}
+        for verifier, metrics in values.get(label, {}).items():
+            shares = _shares(metrics, origin.get(verifier, {}), far.get(verifier, {}))
+            if shares:
+                gained[verifier] = statistics.fmean(shares)
+        points.append(
+            Point(
+                label,
+                role,
+                len(models),
+                statistics.fmean(row["accuracy"] for row in models),
+                statistics.fmean(row["robustness"][attack]["accuracy"] for row in models),
+                gained,
+            )
+        )
+    return points
+
+
+def _shares(
+    metrics: Mapping[str, Sequence[float]], origin: Mapping[str, Sequence[float]], far: Mapping[str, Sequence[float]]
+) -> list[float]:
+    found = [
+        distance_gained(statistics.fmean(values), origin[name][0], far[name])
+        for name, values in metrics.items()
+        if name in origin and name in far
+    ]
+    return [share for share in found if math.isfinite(share)]
+
+
+def tradeoff_cells(points: Sequence[Point], attack: str = "PGD") -> list[list[str]]:
+    """Return the comparison as text cells."""
+    verifiers = list(dict.fromkeys(name for point in points for name in point.gained))
+    head = ["model", "seeds", "accuracy %", f"under {attack} %", *(f"gained: {short(name)}" for name in verifiers)]
+    return [
+        head,
+        *(
+            [
+                point.label,
+                str(point.seeds),
+                f"{100 * point.accuracy:.2f}",
+                f"{100 * point.robust_accuracy:.1f}",
+                *(f"{point.gained[name]:.2f}" if name in point.gained else "-" for name in verifiers),
+            ]
+            for point in points
+        ),
+    ]
+
+
+def short(verifier: str) -> str:
+    """Return a verifier's name without ``Verifier``."""
+    return verifier.removesuffix("Verifier")

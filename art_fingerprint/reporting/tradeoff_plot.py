@@ -1,0 +1,78 @@
+"""Robustness beside removal as a figure: a panel for each verifier, a point for each attack. Needs ``plots``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from art_fingerprint.exceptions import InvalidInputError, MissingDependencyError
+from art_fingerprint.reporting.robustness import Point, short
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MARKERS = {"victim": "*", "surrogate": "o", "negative": "s"}
+
+
+def plot_tradeoff(points: Sequence[Point], path: str | os.PathLike[str] | None = None, attack: str = "PGD") -> Figure:
+    """Draw robust accuracy against distance gained, a panel for each verifier; the colour is the accuracy.
+
+    Numbers stand for the models that the list beside the panels names. The dotted lines are a copy (0) and an average
+    reference model (1).
+
+    :param points: What :func:`.tradeoff` returned.
+    :param path: Where to write the figure; the suffix decides the format.
+    :param attack: The evasion attack, for the label of the axis.
+    :return: A ``matplotlib.figure.Figure`` outside pyplot.
+    :raises MissingDependencyError: matplotlib is not installed.
+    :raises InvalidInputError: no points, or a format that matplotlib cannot write.
+    """
+    verifiers = list(dict.fromkeys(name for point in points for name in point.gained))
+    if not verifiers:
+        raise InvalidInputError("There are no points to draw: the comparison is empty.")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError(
+            "Figures need matplotlib, which is not installed: pip install 'art-fingerprint[plots]'."
+        ) from error
+    columns = min(2, len(verifiers))
+    lines = -(-len(verifiers) // columns)
+    figure = Figure(figsize=(4.2 * columns + 2.6, max(3.4 * lines, 0.21 * len(points) + 1)), layout="constrained")
+    panels = figure.subplots(lines, columns, sharey=True, squeeze=False).reshape(-1)
+    limits = {"vmin": min(p.accuracy for p in points), "vmax": max(p.accuracy for p in points), "cmap": "viridis"}
+    drawn = None
+    for axes, verifier in zip(panels, verifiers, strict=False):
+        for edge in (0, 1):
+            axes.axvline(edge, color="#999999", linewidth=0.8, linestyle=":")
+        for number, point in enumerate(points, 1):
+            if verifier not in point.gained:
+                continue
+            x, y = point.gained[verifier], point.robust_accuracy
+            options = {"marker": _MARKERS[point.role], "s": 110 if point.role == "victim" else 45, "zorder": 3}
+            drawn = axes.scatter(
+                [x], [y], c=[point.accuracy], edgecolors="#333333", linewidths=0.5, **options, **limits
+            )
+            axes.annotate(str(number), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
+        axes.set_title(short(verifier), fontsize=10)
+        axes.set_xlabel("distance gained (0: copy, 1: independent)", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.2)
+        axes.margins(0.1)
+    for axes in panels[len(verifiers) :]:
+        axes.set_visible(False)
+    for axes in panels[::columns]:
+        axes.set_ylabel(f"accuracy under {attack}", fontsize=8)
+    names = "\n".join(f"{number:2d}  {point.label}" for number, point in enumerate(points, 1))
+    figure.legend(handles=[], title=names, loc="outside right upper", title_fontsize=8, alignment="left", frameon=False)
+    if drawn is not None:
+        bar = figure.colorbar(drawn, ax=list(panels), location="bottom", fraction=0.04, aspect=50)
+        bar.set_label("accuracy on test images", fontsize=8)
+        bar.ax.tick_params(labelsize=8)
+    if path is not None:
+        try:
+            figure.savefig(path, dpi=150)
+        except ValueError as error:
+            raise InvalidInputError(f"The figure cannot be written to {os.fspath(path)}: {error}") from error
+    return figure
