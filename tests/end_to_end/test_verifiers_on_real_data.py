@@ -17,6 +17,8 @@ import pytest
 
 from art_fingerprint.benchmark.runner import Bench
 from art_fingerprint.benchmark.store import read_rows
+from art_fingerprint.evaluation.roc import roc_auc
+from art_fingerprint.verifiers import RobustnessVerifier
 from art_fingerprint.verifiers.calibration import is_derived, threshold
 from art_fingerprint.zoo.presets import Preset, load_preset
 from tests.real_data import NEEDS_FASHION_MNIST
@@ -147,3 +149,17 @@ def test_independent_models_are_not_accused(rows: list[Row], verifier: str) -> N
     assert len(negatives) == NB_NEGATIVES
     for row in negatives:
         assert not decide(row, rows), (row["seed"], row["metrics"])
+
+
+def test_robustness_by_transfer_separates_copies_from_independent_models(setup: Setup, folder: Path) -> None:
+    """The victim's own adversarial examples fool its copies more often than any independent model."""
+    preset = setup.reduced()
+    one, several = (Bench(preset, folder, seeds=n, device_type="cpu", verbose=False) for n in (1, NB_NEGATIVES))
+    victim = next(suspect for suspect in one.suspects() if suspect.role == "victim").make()
+    verifier = RobustnessVerifier(victim, nb_seeds=300, eps=0.1, alpha=0.025, metric_names=("RobD-FGSM", "RobD-PGD"))
+    verifier.extract(one.data.x_test, one.data.y_test)
+    copies = [verifier.score(s.make()) for s in one.suspects() if s.role == "surrogate"]
+    negatives = [verifier.score(s.make()) for s in several.suspects() if s.role == "negative"]
+    assert (len(copies), len(negatives)) == (len(COPIES), NB_NEGATIVES)
+    for name in ("RobD-FGSM", "RobD-PGD"):
+        assert roc_auc([s[name] for s in copies], [s[name] for s in negatives], "distance") == 1, name
