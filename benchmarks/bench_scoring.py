@@ -12,12 +12,17 @@ processor times, which other work on the machine disturbs least. ``verify`` give
 includes finding the distinct masks and their regression matrices. Last comes ZEST's memory: the largest tensor that
 scoring makes, and by how much the process grows, for several batch sizes.
 
+On Linux the script starts itself anew with settings under which the C library keeps freed memory. Else every large
+activation may be given back to the system and mapped again, which doubles the time of a contender or not, by chance.
+
 Run as ``python benchmarks/bench_scoring.py``; ``--seconds 1 --images 2`` for a quick look.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -132,7 +137,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def compare(title: str, setting: Setting, verifier: Verifier, budget: float) -> None:
-    """Print one line: medians over so many rounds as fit into ``budget`` seconds, five or more."""
+    """Print one line: medians over so many rounds as fit into ``budget`` seconds, fifteen or more."""
     fingerprint = verifier.extract(setting.x, setting.y)
     verifier.calibrate(setting.references)
     batches = batches_of(verifier)
@@ -145,7 +150,7 @@ def compare(title: str, setting: Setting, verifier: Verifier, budget: float) -> 
     }
     for call in contenders.values():
         call()
-    rounds = max(5, int(budget / (4.5 * seconds(contenders["bare"]))))
+    rounds = max(15, int(budget / (4.5 * seconds(contenders["bare"]))))
     times = {name: [] for name in contenders}  # type: dict[str, list[float]]
     for _ in range(rounds):
         for name, call in contenders.items():
@@ -207,12 +212,20 @@ def memory(setting: Setting) -> None:
         )
 
 
+def keep_freed_memory() -> None:
+    """Start this script anew with glibc told not to give memory back to the system, unless somebody has told it."""
+    settings = {"MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_MMAP_THRESHOLD_": "4294967296"}
+    if sys.platform == "linux" and not set(settings) & set(os.environ):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **settings})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=8, help="for each verifier; five rounds at least")
+    parser.add_argument("--seconds", type=float, default=8, help="for each verifier; fifteen rounds at least")
     parser.add_argument("--images", type=int, default=8, help="ZEST's reference images for the VGG (paper: 128)")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore", UserWarning)  # extraction that was cut short
     for setting in settings(arguments.images):

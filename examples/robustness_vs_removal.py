@@ -2,8 +2,7 @@
 
 Run:  python examples/robustness_vs_removal.py [--quick] [--out DIR]     (under three minutes on two CPU cores)
 
-Writes the rows of the run, tradeoff.md, and, where matplotlib is installed, tradeoff.png. A second run in the same
-folder repeats nothing.
+Writes the rows of the run, tradeoff.md and, with matplotlib, tradeoff.png. A second run in that folder repeats nothing.
 """
 
 from __future__ import annotations
@@ -23,10 +22,7 @@ from art_fingerprint.zoo.presets import AttackSetting, load_preset
 
 TRAINED = {
     "FT(0.5)": ("FineTuningAttack", {"ratio": 0.5}),
-    "FTLL": ("LayerFineTuningAttack", {"variant": "FTLL"}),
-    "FTAL": ("LayerFineTuningAttack", {"variant": "FTAL"}),
-    "RTLL": ("LayerFineTuningAttack", {"variant": "RTLL"}),
-    "RTAL": ("LayerFineTuningAttack", {"variant": "RTAL"}),
+    **{name: ("LayerFineTuningAttack", {"variant": name}) for name in ("FTLL", "FTAL", "RTLL", "RTAL")},
     "Label smoothing": ("LabelSmoothingAttack", {}),
     "Regularization": ("RegularizationAttack", {}),
     "Adversarial FT": ("AdversarialFineTuningAttack", {"eps": 0.05, "eps_step": 0.02, "max_iter_attack": 5}),
@@ -42,17 +38,14 @@ TRAINED = {
 
 
 def attacks(max_iter: int) -> dict[str, AttackSetting]:
-    """All attacks with the victim's training images, none with more steps than another of its kind."""
+    """All attacks with the victim's training images and the same number of steps."""
     steps = {"max_iter": max_iter, "hflip": False}
     found = {
         label: AttackSetting(name, {**params, **steps}, "train", True) for label, (name, params) in TRAINED.items()
     }
     found["Feature permutation"] = AttackSetting("FeaturePermutationAttack", {}, "train", True)
-    pruned_then_tuned = [
-        ("WeightPruningAttack", {"ratio": 0.5, **steps}),
-        ("FineTuningAttack", {"ratio": 1.0, **steps}),
-    ]
-    found["Prune, then tune"] = AttackSetting("CompositeAttack", {"attacks": pruned_then_tuned}, "train", True)
+    row = [("WeightPruningAttack", {"ratio": 0.5, **steps}), ("FineTuningAttack", {"ratio": 1.0, **steps})]
+    found["Prune, then tune"] = AttackSetting("CompositeAttack", {"attacks": row}, "train", True)
     removal = load_preset("digits").attacks["RemovalNet(train)"]
     return {**found, "RemovalNet": replace(removal, params={**removal.params, "max_iter": max_iter}, source="train")}
 
@@ -61,10 +54,9 @@ def main() -> None:
     """Run the example."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="shorter training, fewer verifiers")
-    parser.add_argument("--out", type=Path, help="folder of the results (default: a temporary one)")
+    parser.add_argument("--out", type=Path, default=tempfile.mkdtemp(), help="folder (default: a temporary one)")
     options = parser.parse_args()
-    folder = options.out or Path(tempfile.mkdtemp())
-    preset = load_preset("digits")
+    folder, preset = Path(options.out), load_preset("digits")
     chosen = {name: preset.verifiers[name] for name in list(preset.verifiers)[-2 if options.quick else 0 :]}
     recipe = replace(preset.victim_recipe, max_iter=80 if options.quick else 400)
     negative = replace(preset.negative_recipe, max_iter=recipe.max_iter)

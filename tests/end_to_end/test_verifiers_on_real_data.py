@@ -75,7 +75,7 @@ FASHION_MNIST = Setup(
     copy_iter=100,
     nb_references=5,
     verifiers={"ZestVerifier": {"nb_images": 32}},
-    least_accuracy=0.86,
+    least_accuracy=0.83,  # a third of the preset's steps; negatives, whose rate falls in stages, have 84.8 % and more
 )
 
 
