@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any, NoReturn
 from art_fingerprint._version import __version__
 from art_fingerprint.exceptions import FingerprintError
 
-OK, BAD_INPUT, SOME_FAILED = 0, 2, 3
+OK, DERIVED, BAD_INPUT, SOME_FAILED = 0, 1, 2, 3
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,9 +42,76 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--device", choices=("gpu", "cpu"), default="gpu", help="gpu: CUDA where there is one (default)")
     bench.add_argument("--quiet", action="store_true", help="no progress bar")
 
+    data = _Parser(add_help=False)
+    data.add_argument("--data", required=True, type=Path, metavar="D.npz", help="arrays x (n, C, H, W) and, if any, y")
+    data.add_argument("--out", required=True, type=Path, metavar="FILE", help="safetensors file to write")
+    data.add_argument("--seed", type=int, default=0, help="seed of all random draws (default: 0)")
+    data.add_argument(
+        "--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="a parameter, e.g. max_iter=300"
+    )
+    data.add_argument("--quiet", action="store_true", help="no progress bar")
+    model = _Parser(add_help=False)
+    model.add_argument("--model", required=True, metavar="FACTORY", help="package.module:function, or timm:NAME")
+    model.add_argument("--weights", type=Path, metavar="W", help="safetensors, or a state dict saved by torch")
+    model.add_argument("--nb-classes", type=int, help="for timm: number of classes")
+    model.add_argument(
+        "--clip", type=float, nargs=2, metavar=("LOW", "HIGH"), help="range of the images (default: 0 1)"
+    )
+    model.add_argument("--mean", type=float, nargs="+", help="standardisation in front of the network")
+    model.add_argument("--std", type=float, nargs="+", help="as --mean")
+    model.add_argument("--device", choices=("gpu", "cpu"), default="gpu", help="gpu: CUDA where there is one (default)")
+
+    attack = verbs.add_parser("attack", parents=[model, data], help="derive a surrogate from a model in files")
+    attack.add_argument("--attack", required=True, metavar="NAME", help="e.g. RemovalNetAttack; see list attacks")
+    attack.add_argument("--no-labels", action="store_true", help="use the victim's predictions instead of y")
+
+    extract = verbs.add_parser("extract", parents=[model, data], help="extract a model's fingerprint into a file")
+    extract.add_argument("--verifier", required=True, metavar="NAME", help="e.g. ZestVerifier; see list verifiers")
+    extract.add_argument("--profile", default="paper", help="paper (default), removalnet or removalnet-legacy")
+    extract.add_argument(
+        "--references", type=Path, nargs="+", default=[], metavar="W", help="weights of independent models"
+    )
+    extract.add_argument("--rule", default="extreme", help="how references set thresholds (default: extreme)")
+    extract.add_argument("--thresholds", type=Path, metavar="T.json", help="write the thresholds here, too")
+
+    verify = verbs.add_parser("verify", parents=[model], help="check a suspect against a fingerprint file")
+    verify.add_argument("--fingerprint", required=True, type=Path, metavar="FILE")
+    verify.add_argument("--thresholds", type=Path, metavar="T.json", help="use these instead of the file's own")
+    verify.add_argument("--outputs", default="auto", help="auto (default), logits, probabilities or labels")
+    verify.add_argument("--budget", type=int, help="most images that are sent to the suspect")
+    verify.add_argument("--json", action="store_true", help="print the verdict as JSON")
+    verify.add_argument("--fail-if-derived", action="store_true", help="exit status 1 for a derived model")
+
+    verbs.add_parser("doctor", help="versions, devices, import problems, one tiny verifier run")
+
     report = verbs.add_parser("report", help="write tables, figures and report.html from rows alone")
     report.add_argument("folder", type=Path, help="folder of a bench run")
     return parser
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"a parameter is given as NAME=VALUE, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, {"None": None, "True": True, "False": False}.get(value, value)
+
+
+def _single(parsed: argparse.Namespace) -> int:
+    """Run one of the verbs on single models."""
+    from art_fingerprint import commands
+
+    if parsed.verb == "doctor":
+        return OK if commands.doctor() else SOME_FAILED
+    parsed.clip = None if parsed.clip is None else tuple(parsed.clip)
+    if parsed.verb == "verify":
+        derived = commands.verify(parsed)
+        return DERIVED if derived and parsed.fail_if_derived else OK
+    parsed.set = dict(parsed.set)
+    commands.attack(parsed) if parsed.verb == "attack" else commands.extract(parsed)
+    return OK
 
 
 def _list(what: str) -> int:
@@ -125,7 +193,10 @@ def _names(text: str | None) -> list[str] | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status: 0 done, 2 bad input, 3 some cells failed."""
+    """Run the command line and return the exit status.
+
+    0: done; 1: derived, under ``verify --fail-if-derived``; 2: bad input; 3: some cells, or the doctor, failed.
+    """
     parsed = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
     try:
@@ -133,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _list(parsed.what)
         if parsed.verb == "bench":
             return _bench(parsed)
-        return _report(parsed.folder)
+        return _report(parsed.folder) if parsed.verb == "report" else _single(parsed)
     except (FingerprintError, OSError) as error:
         print(f"art-fingerprint: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT

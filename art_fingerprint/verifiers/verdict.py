@@ -191,7 +191,7 @@ def conclude(
             value, space = found.softened[name], "probabilities"
         results[name] = _judge(value, direction, name, calibration, space)
         known = None if calibration is None else calibration.within(name, space)
-        if known is not None:
+        if known is not None and name in known.references:
             references[name] = known.references[name]
     derived = None if found.trouble else combine((result.derived for result in results.values()), vote)
     return Verdict(
@@ -226,7 +226,8 @@ def _judge(value: float, direction: Direction, name: str, calibration: Calibrati
             space=space,
         )
     derived = is_derived(value, tau, direction, known.rule)
-    p_value = empirical_p_value(value, known.references[name], direction)
+    scores = known.references.get(name)  # none where somebody set the threshold by hand
+    p_value = empirical_p_value(value, scores, direction) if scores else None
     return MetricResult(value, direction, tau, derived, p_value, space=space)
 
 
@@ -240,7 +241,9 @@ def why_undecided(results: Mapping[str, MetricResult]) -> str:
 
 def false_positive_rate(calibration: Calibration | None) -> float | None:
     """Return the false-positive rate of a calibration whose rule gives one."""
-    return calibration.false_positive_rate if calibration and calibration.rule in STRICT_RULES else None
+    if calibration is None or calibration.nb_references == 0 or calibration.rule not in STRICT_RULES:
+        return None
+    return calibration.false_positive_rate
 
 
 def combine(flags: Iterable[bool | None], vote: Vote = "majority") -> bool | None:

@@ -1,0 +1,172 @@
+"""The verbs of the command line that work on single models: attack, extract, verify, doctor."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+
+import art_fingerprint.attacks as attacks
+import art_fingerprint.verifiers as verifiers
+from art_fingerprint.core.files import write_whole
+from art_fingerprint.core.taps import near_names
+from art_fingerprint.core.versions import versions
+from art_fingerprint.exceptions import InvalidInputError
+from art_fingerprint.verifiers.calibration import Calibration
+from art_fingerprint.verifiers.fingerprint import Fingerprint
+from art_fingerprint.zoo.loading import classifier_of, load_arrays, load_network, load_weights, save_weights
+
+_OPTIONAL = {"matplotlib": "plots", "skimage": "zest", "tensorboardX": "tensorboard"}
+
+
+def attack(arguments: argparse.Namespace) -> None:
+    """Derive a surrogate and write its weights."""
+    kind = _named("attack", attacks, arguments.attack, "Attack", ("RemovalAttack",))
+    victim, x, y = _victim(arguments)
+    made = _made(kind, victim, {"verbose": not arguments.quiet, **arguments.set, "seed": arguments.seed})
+    surrogate = made.generate(x, None if arguments.no_labels else y)
+    save_weights(surrogate, arguments.out, surrogate.surrogate_info)
+    print(f"{kind.__name__}: surrogate written to {arguments.out}")
+
+
+def extract(arguments: argparse.Namespace) -> None:
+    """Extract a fingerprint, calibrate it where references are given, and write it."""
+    kind = _named("verifier", verifiers, arguments.verifier, "Verifier", ("Verifier",))
+    victim, x, y = _victim(arguments)
+    parameters = {"verbose": not arguments.quiet, **arguments.set, "seed": arguments.seed}
+    verifier = _made(kind, victim, {**kind.profiles.get(arguments.profile, {}), **parameters})
+    references = [_model(arguments, path, x.shape[1:]) for path in arguments.references]
+    fingerprint = verifier.extract(x, y)
+    if references:
+        verifier.calibrate(references, rule=arguments.rule)
+    fingerprint.save(arguments.out)
+    print(f"{fingerprint!r}\nwritten to {arguments.out}")
+    if fingerprint.calibration is not None and arguments.thresholds is not None:
+        text = json.dumps(fingerprint.calibration.to_dict(), indent=2)
+        write_whole(arguments.thresholds, text.encode())
+    if not references:
+        print("Without --references there are no thresholds: verdicts will be undecided.")
+
+
+def verify(arguments: argparse.Namespace) -> bool | None:
+    """Check a suspect, print the verdict, and return it."""
+    fingerprint = Fingerprint.load(arguments.fingerprint)
+    if arguments.thresholds is not None:
+        fingerprint.calibration = _calibration(arguments.thresholds)
+    kind = _named("verifier", verifiers, fingerprint.verifier, "Verifier", ("Verifier",))
+    low, high = fingerprint.facts["clip_values"]
+    arguments.clip = arguments.clip or (low, high)
+    arguments.nb_classes = arguments.nb_classes or fingerprint.facts["nb_classes"]
+    suspect = _model(arguments, arguments.weights, fingerprint.facts["input_shape"])
+    verdict = kind.from_fingerprint(fingerprint).verify(suspect, budget=arguments.budget, outputs=arguments.outputs)
+    print(json.dumps(verdict.to_dict(), indent=2, default=str) if arguments.json else verdict)
+    return verdict.derived
+
+
+def doctor() -> bool:
+    """Print what a report of a problem needs, and whether a verifier runs. Return whether all is well."""
+    for name, version in versions().items():
+        print(f"{name:<18}{version}")
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    print(f"{'devices':<18}{', '.join(devices) or 'no CUDA device'}; {torch.get_num_threads()} CPU threads")
+    sound = True
+    for name in ("torchvision", "timm", "torchattacks", "safetensors", "sklearn", "scipy"):
+        try:
+            module = importlib.import_module(name)
+        except Exception as error:  # a broken build raises anything
+            sound = False
+            print(f"{name:<18}CANNOT BE IMPORTED: {type(error).__name__}: {error}")
+        else:
+            print(f"{name:<18}{getattr(module, '__version__', 'installed')}")
+    for name, extra in _OPTIONAL.items():
+        found = importlib.util.find_spec(name) is not None
+        print(f"{name:<18}{'installed' if found else f'not installed (optional, extra {extra!r})'}")
+    try:
+        derived = _tiny_run()
+        sound &= derived
+        print(f"{'verifier run':<18}{'a copy is recognised' if derived else 'WRONG: a copy is not recognised'}")
+    except Exception as error:
+        sound = False
+        print(f"{'verifier run':<18}FAILED: {type(error).__name__}: {error}")
+    print("All is well." if sound else "Something is wrong: see the lines in capitals.")
+    return sound
+
+
+def _tiny_run() -> bool:
+    from art_fingerprint.core.classifier import clone_classifier
+    from art_fingerprint.core.seeding import forked_random_state, numpy_generator
+    from art_fingerprint.zoo.architectures import SmallCNN
+
+    def model(seed: int) -> PyTorchClassifier:
+        with forked_random_state(seed):
+            return classifier_of(SmallCNN(width=4), (1, 8, 8))
+
+    x = numpy_generator(0, "doctor").random((40, 1, 8, 8), dtype=np.float32)
+    victim = model(0)
+    verifier = verifiers.ZestVerifier(victim, nb_images=12, nb_masks=40, segmenter="grid", grid_cells=3)
+    verifier.extract(x)
+    verifier.calibrate([model(seed) for seed in range(1, 6)])
+    return verifier.verify(clone_classifier(victim)).derived is True
+
+
+def _named(what: str, package: Any, name: str, ending: str, abstract: Sequence[str]) -> Any:
+    known = [key for key in package.__all__ if key.endswith(ending) and key not in abstract]
+    for candidate in (name, name + ending):
+        if candidate in known:
+            return getattr(package, candidate)
+    near = near_names(known, name)
+    hint = f" Near names: {', '.join(near)}." if near else f" There are {', '.join(known)}."
+    raise InvalidInputError(f"There is no {what} {name!r}.{hint}")
+
+
+def _made(kind: Any, victim: PyTorchClassifier, parameters: dict[str, Any]) -> Any:
+    listed = getattr(kind, "attack_params", None) or kind.verifier_params
+    unknown = [name for name in parameters if name not in listed]
+    if unknown:
+        near = near_names(listed, unknown[0])
+        hint = f" Near names: {', '.join(near)}." if near else ""
+        raise InvalidInputError(f"{kind.__name__} has no parameter {', '.join(map(repr, unknown))}.{hint}")
+    return kind(victim, **parameters)
+
+
+def _model(arguments: argparse.Namespace, weights: Path | None, shape: Sequence[int]) -> PyTorchClassifier:
+    network = load_network(arguments.model, arguments.nb_classes, shape[0])
+    if weights is not None:
+        load_weights(network, weights)
+    return classifier_of(
+        network, tuple(shape), arguments.clip or (0.0, 1.0), arguments.mean, arguments.std, arguments.device
+    )
+
+
+def _victim(arguments: argparse.Namespace) -> tuple[PyTorchClassifier, np.ndarray, np.ndarray | None]:
+    folder = arguments.out.parent
+    if not folder.is_dir():  # found out now rather than after hours
+        raise InvalidInputError(f"There is no folder {folder} for {arguments.out.name}.")
+    x, y = load_arrays(arguments.data)
+    if x.ndim != 4:
+        raise InvalidInputError(f"'x' in {arguments.data} must be images (n, C, H, W), got shape {x.shape}.")
+    return _model(arguments, arguments.weights, x.shape[1:]), x, y
+
+
+def _calibration(path: Path) -> Calibration:
+    """Return thresholds from JSON: those that ``extract --thresholds`` wrote, or metric name to number."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(data, dict) and "references" in data:
+            return Calibration.from_dict(data)
+        numbers = {str(name): float(value) for name, value in data.items()}
+    except FileNotFoundError as error:
+        raise InvalidInputError(f"There is no thresholds file {path}.") from error
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        raise InvalidInputError(
+            f"{path} holds no thresholds: JSON with metric names and numbers, or a calibration, is needed ({error})."
+        ) from error
+    return Calibration(references={}, thresholds=numbers)

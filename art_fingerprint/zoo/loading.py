@@ -1,0 +1,166 @@
+"""Models and data from files and names, for those who do not write Python: the command line's way in."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from art_fingerprint.core.classifier import check_output, evaluating, network_of
+from art_fingerprint.core.files import write_whole
+from art_fingerprint.core.seeding import forked_random_state
+from art_fingerprint.exceptions import InvalidInputError
+
+
+def load_network(factory: str, nb_classes: int | None = None, channels: int | None = None) -> nn.Module:
+    """Return the network that a name stands for, with whatever weights its maker gives it.
+
+    :param factory: ``package.module:function``, a function without arguments that returns the network, looked for in
+        the current folder, too; or ``timm:NAME``.
+    :param nb_classes: Only for timm: number of classes.
+    :param channels: Only for timm: image channels.
+    :raises InvalidInputError: there is no such thing, it fails, or it returns something else.
+    """
+    module_name, colon, name = factory.partition(":")
+    if not (module_name and colon and name):
+        raise InvalidInputError(f"A model is named package.module:function or timm:NAME, got {factory!r}.")
+    try:
+        with forked_random_state(), _current_folder():
+            if module_name == "timm":
+                import timm
+
+                options = {"num_classes": nb_classes, "in_chans": channels}
+                made = timm.create_model(name, **{key: value for key, value in options.items() if value is not None})
+            else:
+                made = getattr(importlib.import_module(module_name), name)()
+    except Exception as error:  # whatever the user's own code raises
+        raise InvalidInputError(f"The model {factory!r} cannot be made: {type(error).__name__}: {error}") from error
+    if not isinstance(made, nn.Module):
+        raise InvalidInputError(f"The model {factory!r} is a {type(made).__name__}; an nn.Module is needed.")
+    return made
+
+
+@contextmanager
+def _current_folder() -> Iterator[None]:
+    """Let imports find what lies in the current folder, as `python -m` does."""
+    before = list(sys.path)
+    sys.path.insert(0, "")
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Put weights from a safetensors file, or a state dict saved by torch, into a network. No code in them is run.
+
+    :raises InvalidInputError: the file cannot be read, or its names or shapes are not the network's.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InvalidInputError(f"There is no weights file {path}.") from error
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, ImportError, KeyError) as error:
+        raise InvalidInputError(f"The weights in {path} cannot be read: {error}") from error
+    except Exception as error:  # torch's unpickler raises an error of pickle's, with advice to trust the file
+        raise InvalidInputError(f"{path} holds something else than plain tensors; it is not loaded.") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InvalidInputError(f"{path} is no state dict, tensors by name.")
+    own = network.state_dict()
+    wrong = {
+        "missing": [name for name in own if name not in state],
+        "unknown to the model": [name for name in state if name not in own],
+        "of another shape": [name for name in own if name in state and own[name].shape != state[name].shape],
+    }
+    if any(wrong.values()):
+        parts = [
+            f"{len(names)} {what} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
+            for what, names in wrong.items()
+            if names
+        ]
+        raise InvalidInputError(f"The weights in {path} do not fit the model: {'; '.join(parts)}.")
+    network.load_state_dict(state)
+
+
+def save_weights(classifier: PyTorchClassifier, path: Path, notes: dict[str, Any]) -> None:
+    """Write a classifier's weights as safetensors, with notes as JSON in the header."""
+    state = {
+        name: tensor.detach().cpu().clone().contiguous() for name, tensor in network_of(classifier).state_dict().items()
+    }
+    write_whole(path, save(state, metadata={"art_fingerprint": json.dumps(notes, default=str)}))
+
+
+def load_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return images ``x`` and, where there are any, labels ``y`` from a NumPy ``.npz`` file.
+
+    :raises InvalidInputError: the file cannot be read or has no ``x``.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            if "x" not in found:
+                raise InvalidInputError(
+                    f"{path} has no array 'x'; it has {', '.join(found.files) or 'none'}. Save images and labels with "
+                    "numpy.savez(path, x=images, y=labels)."
+                )
+            return found["x"], found.get("y")
+    except FileNotFoundError as error:
+        raise InvalidInputError(f"There is no data file {path}.") from error
+    except (OSError, ValueError, AttributeError, EOFError) as error:
+        raise InvalidInputError(f"{path} is no .npz file of plain arrays: {error}") from error
+
+
+def classifier_of(
+    network: nn.Module,
+    input_shape: Sequence[int],
+    clip_values: tuple[float, float] = (0.0, 1.0),
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    device_type: str = "gpu",
+) -> PyTorchClassifier:
+    """Return an ART classifier around a network in evaluation mode; the number of classes is that of its output.
+
+    :param network: The network.
+    :param input_shape: Shape of one image, ``(C, H, W)``.
+    :param clip_values: Range of the images.
+    :param mean: Standardisation in front of the network, one value or one for each channel; ``None``: 0.
+    :param std: As ``mean``; ``None``: 1.
+    :param device_type: ``"gpu"`` means CUDA where there is one.
+    :raises InvalidInputError: the network does not run on such images or returns no class scores.
+    """
+    network.eval()
+    try:
+        with evaluating(network), torch.no_grad(), forked_random_state():
+            nb_classes = check_output(network(torch.full((2, *input_shape), float(sum(clip_values)) / 2))).shape[1]
+    except (RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, InvalidInputError):
+            raise
+        raise InvalidInputError(f"The model fails on two images of shape {tuple(input_shape)}: {error}") from error
+    parts = []
+    for name, values, default in (("mean", mean, 0.0), ("std", std, 1.0)):
+        given = [default] if values is None else list(values)
+        if len(given) not in (1, input_shape[0]):
+            raise InvalidInputError(f"`{name}` has {len(given)} values for {input_shape[0]} channels.")
+        parts.append(np.asarray(given, dtype=np.float32).reshape(-1, 1, 1))
+    return PyTorchClassifier(
+        network,
+        nn.CrossEntropyLoss(),
+        tuple(input_shape),
+        nb_classes,
+        clip_values=clip_values,
+        preprocessing=None if mean is None and std is None else (parts[0], parts[1]),
+        device_type=device_type,
+    )
