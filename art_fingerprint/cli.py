@@ -169,23 +169,20 @@ def _report(folder: Path) -> int:
 def _robustness(folder: Path, rows: list[dict[str, Any]]) -> None:
     """Write Table IV, and robustness beside removal, with a figure where matplotlib is installed."""
     from art_fingerprint.reporting import layout, robustness
+    from art_fingerprint.reporting.tradeoff_plot import plot_tradeoff
 
-    if not robustness.has_robustness(rows):
-        return
-    four = robustness.table_four(rows)
-    written = {"robustness": four}
+    written = {}
     try:
+        written["robustness"] = robustness.table_four(rows)
+        print("\nRobustness (Table IV)\n" + layout.text([row[:-1] for row in written["robustness"]]))
         points = robustness.tradeoff(rows)
         written["tradeoff"] = robustness.tradeoff_cells(points)
-        from art_fingerprint.reporting.tradeoff_plot import plot_tradeoff
-
         plot_tradeoff(points, folder / "tradeoff.png")
-    except FingerprintError as error:  # no references, other evasion attacks, no matplotlib: the tables do without
-        logging.getLogger(__name__).info("No comparison of robustness and removal: %s", error)
-    for name, rows_of_text in written.items():
-        (folder / f"{name}.md").write_text(layout.markdown(rows_of_text), encoding="utf-8")
-        (folder / f"{name}.csv").write_text(layout.comma_separated(rows_of_text), encoding="utf-8")
-    print("\nRobustness (Table IV)\n" + layout.text(four))
+    except FingerprintError as error:  # an earlier version's rows, no references, no matplotlib
+        logging.getLogger(__name__).info("Not all of robustness and removal: %s", error)
+    for name, cells in written.items():
+        (folder / f"{name}.md").write_text(layout.markdown(cells), encoding="utf-8")
+        (folder / f"{name}.csv").write_text(layout.comma_separated(cells), encoding="utf-8")
 
 
 def _names(text: str | None) -> list[str] | None:

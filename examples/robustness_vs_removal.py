@@ -54,9 +54,9 @@ def main() -> None:
     """Run the example."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="shorter training, fewer verifiers")
-    parser.add_argument("--out", type=Path, default=tempfile.mkdtemp(), help="folder (default: a temporary one)")
+    parser.add_argument("--out", help="folder (default: a temporary one)")
     options = parser.parse_args()
-    folder, preset = Path(options.out), load_preset("digits")
+    folder, preset = Path(options.out or tempfile.mkdtemp()), load_preset("digits")
     chosen = {name: preset.verifiers[name] for name in list(preset.verifiers)[-2 if options.quick else 0 :]}
     recipe = replace(preset.victim_recipe, max_iter=80 if options.quick else 400)
     negative = replace(preset.negative_recipe, max_iter=recipe.max_iter)

@@ -6,10 +6,11 @@ import html
 import math
 import statistics
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from art_fingerprint.exceptions import InvalidInputError
-from art_fingerprint.reporting.robustness import has_robustness, table_four, tradeoff, tradeoff_cells
+from art_fingerprint.reporting.robustness import table_four, tradeoff, tradeoff_cells
 from art_fingerprint.reporting.tables import COLUMNS, Table, cells, latest_rows, table_one
 from art_fingerprint.verifiers.verdict import combine
 
@@ -68,24 +69,23 @@ def report(rows: Iterable[Row]) -> str:
 
 def _robustness(rows: list[Row]) -> str:
     """Table IV, and robustness beside removal, as far as the rows have them."""
-    if not has_robustness(rows):
-        return ""
-    parts = [
-        "<h2>Robustness against evasion</h2><p>Layout of Table IV: accuracy under attack (Rob), each model attacked "
-        "with its own examples, and its distance to the victim's (RobD). The last but one column says how many of an "
-        "attack's examples lie so close to a decision boundary that their class is a matter of rounding.</p>",
-        _plain(table_four(rows)),
-    ]
-    try:
-        points = tradeoff(rows)
-    except InvalidInputError:
-        return "".join(parts)
-    parts.append(
-        "<h2>Robustness and removal</h2><p>What each attack gains and what it costs. Distance gained, for each "
-        "verifier: 0 is a copy of the victim, 1 an average reference model. A good removal attack keeps both "
-        "accuracies and gains a distance of 1 from every verifier.</p>"
-    )
-    return "".join([*parts, _plain(tradeoff_cells(points))])
+    parts = []
+    with suppress(InvalidInputError):  # rows of an earlier version, or without a victim
+        parts += [
+            "<h2>Robustness against evasion</h2><p>Layout of Table IV: accuracy under attack (Rob), each model "
+            "attacked with its own examples, and its distance to the victim's (RobD). The last but one column says how "
+            "many of an attack's examples lie so close to a decision boundary that their class is a matter of "
+            "rounding.</p>",
+            _plain(table_four(rows)),
+        ]
+    with suppress(InvalidInputError):  # no reference models, or other evasion attacks
+        parts += [
+            "<h2>Robustness and removal</h2><p>What each attack gains and what it costs. Distance gained, for each "
+            "verifier: 0 is a copy of the victim, 1 an average reference model. A good removal attack keeps both "
+            "accuracies and gains a distance of 1 from every verifier.</p>",
+            _plain(tradeoff_cells(tradeoff(rows))),
+        ]
+    return "".join(parts)
 
 
 def _plain(cells: list[list[str]]) -> str:

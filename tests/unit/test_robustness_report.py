@@ -121,6 +121,8 @@ def test_the_report_has_both() -> None:
     assert "Robustness against evasion" in text
     assert "Robustness and removal" in text
     assert "Robustness" not in report(make_rows("FT(0.5)", 0, NEAR))
+    unmade = [{**row, "accuracy": None} if row["role"] == "victim" else row for row in example()]
+    assert "Robustness against evasion" not in report(unmade)
     alone = [row for row in example() if row["role"] != "reference"]
     assert "Robustness against evasion" in report(alone)
     assert "Robustness and removal" not in report(alone)
