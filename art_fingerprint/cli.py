@@ -101,16 +101,16 @@ def _setting(text: str) -> tuple[str, Any]:
 
 def _single(parsed: argparse.Namespace) -> int:
     """Run one of the verbs on single models."""
-    from art_fingerprint import commands
+    from art_fingerprint import cli_models
 
     if parsed.verb == "doctor":
-        return OK if commands.doctor() else SOME_FAILED
+        return OK if cli_models.doctor() else SOME_FAILED
     parsed.clip = None if parsed.clip is None else tuple(parsed.clip)
     if parsed.verb == "verify":
-        derived = commands.verify(parsed)
+        derived = cli_models.verify(parsed)
         return DERIVED if derived and parsed.fail_if_derived else OK
     parsed.set = dict(parsed.set)
-    commands.attack(parsed) if parsed.verb == "attack" else commands.extract(parsed)
+    cli_models.attack(parsed) if parsed.verb == "attack" else cli_models.extract(parsed)
     return OK
 
 

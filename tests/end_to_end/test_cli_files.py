@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from art_fingerprint import cli, commands
+from art_fingerprint import cli, cli_models
 from art_fingerprint.exceptions import InvalidInputError
 from art_fingerprint.zoo.architectures import SmallCNN
 from art_fingerprint.zoo.datasets import load_digits
@@ -223,6 +223,6 @@ def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     def fails() -> bool:
         raise RuntimeError("no kernel image")
 
-    monkeypatch.setattr(commands, "_tiny_run", fails)
+    monkeypatch.setattr(cli_models, "_tiny_run", fails)
     assert cli.main(["doctor"]) == 3
     assert "FAILED: RuntimeError: no kernel image" in capsys.readouterr().out

@@ -23,7 +23,7 @@ ROWS = (
     ("zoo",),
     ("benchmark",),
     ("reporting",),
-    ("commands",),
+    ("cli_models",),
     ("cli",),
 )
 RANK = {part: rank for rank, parts in enumerate(ROWS) for part in parts}
