@@ -7,7 +7,14 @@ import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
 
-from art_fingerprint.verifiers import DeepJudgeVerifier, IPGuardVerifier, ModelDiffVerifier, Verifier, ZestVerifier
+from art_fingerprint.verifiers import (
+    DeepJudgeVerifier,
+    IPGuardVerifier,
+    ModelDiffVerifier,
+    RobustnessVerifier,
+    Verifier,
+    ZestVerifier,
+)
 from tests.victims import several_classes
 
 pytestmark = [
@@ -29,6 +36,8 @@ def on(device_type: str) -> tuple[PyTorchClassifier, np.ndarray]:
         (ZestVerifier, {"nb_images": 4, "nb_masks": 50, "segmenter": "grid", "grid_cells": 2}),
         (ModelDiffVerifier, {"nb_pairs": 10}),
         (IPGuardVerifier, {"nb_probes": 10, "margin": 0.5, "learning_rate": 0.01}),
+        # not DeepFool, whose examples lie on the boundary
+        (RobustnessVerifier, {"metric_names": ("RobD-FGSM", "RobD-PGD"), "random_start": False}),
     ],
 )
 def test_fingerprints_of_a_gpu_victim_score_suspects_on_both_devices(
