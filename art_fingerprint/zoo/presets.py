@@ -125,6 +125,7 @@ def _digits() -> Preset:
         nb_references=8,
         threads=1,
         robustness={"FGSM": {"eps": 0.1}, "PGD": {"eps": 0.1, "alpha": 0.025}, "DeepFool": {}},
+        nb_robustness=100,
         reason=(
             "8x8 images and 1000 training samples: fewer iterations than the paper's 1000, and half its inner steps; "
             "no mirroring, which changes digits; shuffle ratio 0.1, since 2 % of 32 channels is none; BatchNorm "
