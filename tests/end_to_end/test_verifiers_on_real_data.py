@@ -57,6 +57,7 @@ class Setup:
             },
             verifiers={name: {**params, "metric_names": None} for name, params in verifiers.items()},
             nb_references=self.nb_references,
+            robustness={},  # not what is tested here
         )
 
 
