@@ -31,8 +31,9 @@ def attack(arguments: argparse.Namespace) -> None:
     """Derive a surrogate and write its weights."""
     kind = _named("attack", attacks, arguments.attack, "Attack", ("RemovalAttack",))
     victim, x, y = _victim(arguments)
-    made = _made(kind, victim, {"verbose": not arguments.quiet, **arguments.set, "seed": arguments.seed})
-    surrogate = made.generate(x, None if arguments.no_labels else y)
+    parameters = {"verbose": not arguments.quiet, **arguments.set, "seed": arguments.seed}
+    _check_names(kind, kind.attack_params, parameters)
+    surrogate = kind(victim, **parameters).generate(x, None if arguments.no_labels else y)
     save_weights(surrogate, arguments.out, surrogate.surrogate_info)
     print(f"{kind.__name__}: surrogate written to {arguments.out}")
 
@@ -42,7 +43,8 @@ def extract(arguments: argparse.Namespace) -> None:
     kind = _named("verifier", verifiers, arguments.verifier, "Verifier", ("Verifier",))
     victim, x, y = _victim(arguments)
     parameters = {"verbose": not arguments.quiet, **arguments.set, "seed": arguments.seed}
-    verifier = _made(kind, victim, {**kind.profiles.get(arguments.profile, {}), **parameters})
+    _check_names(kind, kind.verifier_params, parameters)
+    verifier = kind.from_profile(victim, arguments.profile, **parameters)
     references = [_model(arguments, path, x.shape[1:]) for path in arguments.references]
     fingerprint = verifier.extract(x, y)
     if references:
@@ -127,14 +129,12 @@ def _named(what: str, package: Any, name: str, ending: str, abstract: Sequence[s
     raise InvalidInputError(f"There is no {what} {name!r}.{hint}")
 
 
-def _made(kind: Any, victim: PyTorchClassifier, parameters: dict[str, Any]) -> Any:
-    listed = getattr(kind, "attack_params", None) or kind.verifier_params
-    unknown = [name for name in parameters if name not in listed]
+def _check_names(kind: type, known: Sequence[str], parameters: dict[str, Any]) -> None:
+    unknown = [name for name in parameters if name not in known]
     if unknown:
-        near = near_names(listed, unknown[0])
+        near = near_names(known, unknown[0])
         hint = f" Near names: {', '.join(near)}." if near else ""
         raise InvalidInputError(f"{kind.__name__} has no parameter {', '.join(map(repr, unknown))}.{hint}")
-    return kind(victim, **parameters)
 
 
 def _model(arguments: argparse.Namespace, weights: Path | None, shape: Sequence[int]) -> PyTorchClassifier:

@@ -136,9 +136,10 @@ def tradeoff(rows: Iterable[Row], attack: str = "PGD") -> list[Point]:
         for role in ("victim", "reference")
     )
     points = []
+    attacked = [row for row in _models(kept) if attack in (row.get("robustness") or {})]
     shown = [(label, role) for wanted in ROLES for label, role in roles.items() if role == wanted]
     for label, role in shown:
-        models = [row for row in _models(kept) if row["suspect"] == label and attack in (row.get("robustness") or {})]
+        models = [row for row in attacked if row["suspect"] == label]
         if not models:
             continue
         gained = {}
