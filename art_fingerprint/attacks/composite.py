@@ -142,6 +142,12 @@ class CompositeAttack(RemovalAttack):
             _lend(data, step)
             step._check_data(data, network)
 
+    def _expected_queries(self, n: int, labelled: bool) -> int:
+        return max(step._expected_queries(n, labelled) for step in self._steps())
+
+    def _expected_work(self, n: int) -> float:
+        return sum(step._expected_work(n) for step in self._steps())
+
     def _start(self) -> PyTorchClassifier:
         return self._steps()[0]._start()
 
