@@ -50,6 +50,8 @@ class Preset:
     :ivar reason: Why settings differ from the paper's.
     :ivar robustness: torchattacks class name to parameters, for the robust accuracy of every model; empty for none.
     :ivar nb_robustness: Test images that are attacked, the first ones.
+    :ivar nb_negatives: Independent models that are judged; ``None``: one for each seed. AUC and rates want twenty.
+    :ivar calibration: Arguments of ``Verifier.calibrate``, ``{"rule": "fpr", "false_positive_rate": 0.05}`` say.
     """
 
     name: str
@@ -68,6 +70,8 @@ class Preset:
         default_factory=lambda: {"FGSM": {}, "PGD": {}, "DeepFool": {}}  # Table IV's, see core.adversarial.DEFAULTS
     )
     nb_robustness: int = 200
+    nb_negatives: int | None = None
+    calibration: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _digits() -> Preset:
