@@ -203,7 +203,7 @@ class RemovalAttack(Attack):
 
         In forward passes of one sample, through both networks: (1) victim queries for labels, (2) three for each sample
         trained on, (3) what an attack adds. Training that may end early is counted to its end. Left out are the checks
-        before the first step, a few dozen samples. Cost: none, unless an attack says otherwise.
+        before the first step, up to some hundred samples. Cost: none, unless an attack says otherwise.
 
         :param nb_samples: Samples in the substitute set, an array; a stream asks the victim anew about every batch.
         :param labelled: Whether y is given.

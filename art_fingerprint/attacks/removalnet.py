@@ -55,6 +55,7 @@ class RemovalNetAttack(RemovalAttack):
     Convolution weights are kept in channels-last order while they are trained, and the tail's BatchNorm is folded into
     them for the inner steps; both change values by rounding alone. ``keep_best``: one pass of both networks over the
     held-back samples for each judgement, and ``bn_recalibrate`` batches; memory for one more copy of the weights.
+    ``expected_passes`` traces the network and runs it on a few samples, to know t.
 
     :param classifier: The victim.
     :param layer: Where to cut: dotted name, stage number (1 = first), or ``None`` for the last stage that keeps a
