@@ -6,6 +6,7 @@ import io
 import logging
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,8 @@ def _twins(groups: Groups, published: str) -> dict[str, PublishedTable]:
     known = published_datasets()
     found = {}
     for preset, rows in groups.items():
-        try:
+        with suppress(InvalidInputError):  # a data set of ours
             found[preset] = published_table(str(rows[0]["dataset"]))
-        except InvalidInputError as error:
-            logger.info("No published table beside %s: %s", preset, error)
     if not found:
         own = ", ".join(dict.fromkeys(str(rows[0]["dataset"]) for rows in groups.values()))
         raise InvalidInputError(
@@ -114,6 +113,8 @@ def _printed(groups: Groups, sheets: Mapping[str, Mapping[str, Sheet]]) -> Itera
         for name, heading in headings.items():
             sheet = sheets.get(name, {}).get(preset)
             if sheet is None:
+                if name == "published" and name in sheets:
+                    yield "\nThe paper has no table of this data set."
                 continue
             # the last column of Table IV holds the paper's numbers: too wide for a terminal
             cells = [row[:-1] for row in sheet.cells] if name == "robustness" else sheet.cells
