@@ -54,12 +54,14 @@ def write_report(folder: Path, published: str | None = None) -> bool:
             sheets.setdefault(name, {})[preset] = sheet
         if figure is not None:
             figures[preset] = figure
+    several = len(groups) > 1
     for name, by_preset in sheets.items():
         for form in _FORMS.get(name, ("md", "csv", "tex")):
-            write_whole(folder / f"{name}.{form}", render(by_preset, form).encode())
-    for number, (preset, figure) in enumerate(figures.items(), 1):
-        own = "" if len(groups) == 1 else f"-{number}-{re.sub(r'[^A-Za-z0-9.-]+', '_', preset)}"
-        write_whole(folder / f"tradeoff{own}.png", figure)
+            write_whole(folder / f"{name}.{form}", render(by_preset, form, named=several).encode())
+    for number, preset in enumerate(groups, 1):
+        own = f"-{number}-{re.sub('[^A-Za-z0-9.-]+', '_', preset)}" if several else ""
+        if preset in figures:
+            write_whole(folder / f"tradeoff{own}.png", figures[preset])
     everything = [row for rows in groups.values() for row in rows]
     write_whole(folder / "report.html", report(everything).encode())
     for line in _printed(groups, sheets):

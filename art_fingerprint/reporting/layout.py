@@ -39,24 +39,25 @@ class Sheet:
     rule_before_last: bool = False
 
 
-def render(sheets: Mapping[str, Sheet], form: str) -> str:
-    """Return tables as ``"txt"``, ``"md"``, ``"csv"`` or ``"tex"``: one alone, several under their names.
+def render(sheets: Mapping[str, Sheet], form: str, named: bool = False) -> str:
+    """Return tables as ``"txt"``, ``"md"``, ``"csv"`` or ``"tex"``, one below the other.
 
-    In comma-separated values several tables follow one another, and the name is the first cell of every line: their
-    headings may differ.
+    :param sheets: Name to table.
+    :param form: The form.
+    :param named: Write the name above each table. In comma-separated values it is the first cell of every line, since
+        the tables may differ in their headings.
     """
-    several = len(sheets) > 1
     parts = []
     for name, sheet in sheets.items():
         title = one_line(name)
         if form == "csv":
-            parts.append(comma_separated([[title, *row] for row in sheet.cells] if several else sheet.cells))
+            parts.append(comma_separated([[title, *row] for row in sheet.cells] if named else sheet.cells))
         elif form == "md":
-            parts.append((f"## {_markdown(title)}\n\n" if several else "") + markdown(sheet.cells, sheet.notes))
+            parts.append((f"## {_markdown(title)}\n\n" if named else "") + markdown(sheet.cells, sheet.notes))
         elif form == "tex":
-            parts.append((f"% {title}\n" if several else "") + latex(sheet.cells, sheet.rule_before_last))
+            parts.append((f"% {title}\n" if named else "") + latex(sheet.cells, sheet.rule_before_last))
         else:
-            parts.append((f"{title}\n" if several else "") + text(sheet.cells, sheet.rule_before_last, sheet.notes))
+            parts.append((f"{title}\n" if named else "") + text(sheet.cells, sheet.rule_before_last, sheet.notes))
     return {"csv": "", "md": "\n", "tex": "\n"}.get(form, "\n\n").join(parts)
 
 

@@ -222,6 +222,7 @@ def _form(value: float | None, form: str) -> str:
 def _notes(metrics: Sequence[MetricLine]) -> tuple[str, ...]:
     notes = [
         "Recognised, accused: surrogates, negatives (independent models) judged derived, of those with a decision.",
+        "Verdict: the verifier's own, from its metrics. Queries and seconds are medians over all suspects.",
         "AUC and TPR: surrogates against negatives. Reference models set the thresholds and are left out.",
     ]
     few = {m.nb_negatives for m in metrics if m.tpr is not None and allowed_positives(m.nb_negatives, FPR) == 0}

@@ -205,6 +205,7 @@ def test_rows_of_several_presets(folder: Path, capsys: pytest.CaptureFixture[str
     for name in ("table", "verifiers", "verdicts", "robustness", "tradeoff"):
         text = (folder / f"{name}.md").read_text(encoding="utf-8")
         assert [line for line in text.split("\n") if line.startswith("## ")] == ["## a/b", "## tiny"]
+    assert (folder / "published.md").read_text(encoding="utf-8").startswith("## a/b\n")
     assert (folder / "report.html").read_text(encoding="utf-8").count("<h1>") == 2
 
 

@@ -539,19 +539,19 @@ def test_one_table_has_no_heading_and_several_have() -> None:
     table = table_one(example())
     for form, function in (("txt", as_text), ("md", as_markdown), ("csv", as_csv), ("tex", as_latex)):
         assert render(one, form) == function(table)
-    markdown = render(sheets, "md")
+    markdown = render(sheets, "md", named=True)
     assert markdown.startswith("## digits\n\n" + as_markdown(table))
     assert "\n\n## digits\\|wide\n\n| digits | Accuracy % |" in markdown
-    text = render(sheets, "txt")
+    text = render(sheets, "txt", named=True)
     assert text.startswith("digits\n" + as_text(table) + "\n\ndigits|wide\ndigits ")
-    latex = render(sheets, "tex")
+    latex = render(sheets, "tex", named=True)
     assert latex.startswith("% digits\n" + as_latex(table))
     assert "\n% digits|wide\n\\begin{tabular}{lrrrrrrl}\n" in latex
 
 
 def test_several_tables_in_csv_name_the_preset_on_every_line() -> None:
     groups = by_preset(two_presets())
-    text = render({preset: tables.sheet(table_one(rows)) for preset, rows in groups.items()}, "csv")
+    text = render({preset: tables.sheet(table_one(rows)) for preset, rows in groups.items()}, "csv", named=True)
     found = list(csv.reader(io.StringIO(text)))
     for preset, rows in groups.items():
         assert [line[1:] for line in found if line[0] == preset] == tables.cells(table_one(rows))
