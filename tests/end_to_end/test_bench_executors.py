@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from art_fingerprint.benchmark.on_ray import RayExecutor
 from art_fingerprint.benchmark.plan import Plan
-from art_fingerprint.benchmark.runner import Bench
+from art_fingerprint.benchmark.runner import Bench, _claim
 from art_fingerprint.benchmark.store import Store, read_rows
-from art_fingerprint.benchmark.tasks import Hands, Job
+from art_fingerprint.benchmark.tasks import Hands, Job, Task
+from art_fingerprint.benchmark.workbench import Workbench
 from art_fingerprint.exceptions import InvalidInputError, MissingDependencyError, StoreError
 from art_fingerprint.zoo.presets import AttackSetting, Preset, load_preset
 from tests.tiny_preset import tiny
@@ -78,7 +81,9 @@ def serial(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
 def test_executors_give_the_same_rows(executor: str, serial: list[Row], tmp_path: Path) -> None:
     if executor == "ray":
         pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    before = dict(os.environ), torch.get_num_threads()
     rows = run(tiny(), tmp_path, executor, seeds=2)
+    assert (dict(os.environ), torch.get_num_threads()) == before
     assert {row["status"] for row in rows} == {"ok"}
     assert facts(rows) == facts(serial)
     assert run(tiny(), tmp_path, "serial", seeds=2) == rows  # and what one has done, another does not repeat
@@ -97,14 +102,6 @@ def test_executors_agree_on_the_digits_preset(tmp_path: Path) -> None:
         assert found[other].keys() == found["serial"].keys()
         for key, row in found["serial"].items():
             assert alike(row, found[other][key]), (other, row, found[other][key])
-
-
-def test_workers_leave_threads_and_environment_alone(tmp_path: Path) -> None:
-    import torch
-
-    before = dict(os.environ), torch.get_num_threads()
-    run(replace(tiny(), attacks={}, nb_references=1), tmp_path)
-    assert (dict(os.environ), torch.get_num_threads()) == before
 
 
 # ---------------------------------------------------------------------- failures
@@ -141,6 +138,7 @@ def test_failures_are_rows_and_the_rest_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("how", "reason"), [("raise", "RuntimeError: no fingerprint"), ("die", "worker process died")])
+@pytest.mark.slow
 def test_verifier_without_a_fingerprint_fails_its_own_cells(tmp_path: Path, how: str, reason: str) -> None:
     verifiers = {OWN_VERIFIER: {"how": how}, "IPGuardVerifier": tiny().verifiers["IPGuardVerifier"]}
     rows = run(replace(tiny(), attacks={}, nb_references=1, verifiers=verifiers, robustness={}), tmp_path)
@@ -159,6 +157,7 @@ def test_victim_that_cannot_be_made_fails_every_cell_once(tmp_path: Path) -> Non
     assert all(row["reason"].startswith("the victim could not be made: TrainingDivergedError") for row in rows)
 
 
+@pytest.mark.slow
 def test_folder_that_fills_up_in_a_worker_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The workers inherit a limit on the size of files."""
     import resource
@@ -270,7 +269,12 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("number", "executor"), [(signal.SIGINT, "serial"), (signal.SIGINT, "process"), (signal.SIGTERM, "process")]
+    ("number", "executor"),
+    [
+        (signal.SIGINT, "serial"),
+        (signal.SIGINT, "process"),
+        pytest.param(signal.SIGTERM, "process", marks=pytest.mark.slow),
+    ],
 )
 def test_interruption_ends_a_run_cleanly(tmp_path: Path, number: signal.Signals, executor: str) -> None:
     more = ["--executor", executor, *(["--workers", "2"] if executor == "process" else [])]
@@ -324,18 +328,12 @@ def test_two_runs_in_one_folder_share_the_work(tmp_path: Path) -> None:
 
 def test_a_run_waits_for_what_another_is_at(tmp_path: Path) -> None:
     """The other holds the last suspect, finishes it, and this run takes its rows for done."""
-    import threading
-
-    preset = replace(tiny(), attacks={}, nb_references=1, robustness={})
+    preset = replace(tiny(), attacks={}, robustness={})
     run(preset, tmp_path, "serial")
     rows = read_rows(tmp_path)
     lines = (tmp_path / "rows.jsonl").read_text().splitlines(keepends=True)
     kept = [line for line in lines if json.loads(line)["suspect"] != "Negative"]
     (tmp_path / "rows.jsonl").write_text("".join(kept))
-    from art_fingerprint.benchmark.runner import _claim
-    from art_fingerprint.benchmark.tasks import Task
-    from art_fingerprint.benchmark.workbench import Workbench
-
     work = Workbench(preset, tmp_path, [0], "cpu")
     (suspect,) = [s for s in work.suspects if s.role == "negative"]
     store = Store(tmp_path)
