@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from art_fingerprint.core.checks import check_flag, check_number
+from art_fingerprint.core.checks import check_choice, check_flag, check_number
 from art_fingerprint.exceptions import InvalidInputError
 from art_fingerprint.zoo.dataset import Dataset, split_by_class
 from art_fingerprint.zoo.idx import IdxFile, read_published
@@ -99,6 +100,7 @@ def _fetch_fashion_mnist(root: Path) -> None:
     FashionMNIST(str(root), download=True)
 
 
+_PARTS = ("train", "apart", "test")
 DATASETS = tuple(sorted({"digits", "fashion-mnist", *IMAGE_SETS}))
 
 
@@ -108,7 +110,7 @@ def load_dataset(
     root: str | os.PathLike[str] | None = None,
     download: bool = False,
     size: int | None = None,
-    max_samples: int | None = None,
+    max_samples: int | Mapping[str, int] | None = None,
     substitute: str | None = None,
     lazy: bool | None = None,
 ) -> Dataset:
@@ -121,23 +123,23 @@ def load_dataset(
     :param download: Let torchvision fetch the set into ``root`` first (Fashion-MNIST, CIFAR-10, GTSRB, CelebA). Its
         substitute set is never fetched.
     :param size: Height and width of the images; default: the set's own choice (32; 224 for ImageNet).
-    :param max_samples: Most samples in each part, drawn with the class shares of the whole.
+    :param max_samples: Most samples in each part, drawn with the class shares of the whole; or by part, as in
+        ``{"train": 1000, "test": 500}``, parts being ``"train"``, ``"apart"`` and ``"test"``.
     :param substitute: Where the held-apart part is from: ``"own"``, 15 % of the training set; ``"none"``, empty; or a
         data set that goes with this one (CIFAR-10: ``"cinic10"``; HAM10000 and ISIC 2018: ``"bcn20000"``; CelebA:
         ``"lfw"``, ``"vggface2"``). Default: the paper's.
-    :param lazy: ``True``: parts are :class:`.LazyImages`; ``False``: arrays; ``None``: arrays if no part
-        takes more than 3 GiB.
+    :param lazy: ``True``: parts are :class:`.LazyImages`; ``False``: arrays; ``None``: arrays where a part
+        takes no more than 3 GiB.
     :raises InvalidInputError: unknown name, or an option that this data set does not have.
     :raises DatasetError: files are missing, damaged or of another set: which, and what to put where.
     """
     if name not in DATASETS:
         raise InvalidInputError(f"There is no data set {name!r}; known are {', '.join(DATASETS)}.")
     check_flag("download", download)
-    if max_samples is not None:
-        check_number("max_samples", max_samples, 1, integer=True)
+    limits = _limits(max_samples)
     folder = data_root(root)
     if name in IMAGE_SETS:
-        return load_image_set(name, folder, download, size, max_samples, substitute, lazy)
+        return load_image_set(name, folder, download, size, limits, substitute, lazy)
     given = [key for key, value in (("size", size), ("substitute", substitute), ("lazy", lazy)) if value is not None]
     if given:
         raise InvalidInputError(f"The data set {name!r} is as it is: {' and '.join(given)} must be left out.")
@@ -147,13 +149,23 @@ def load_dataset(
         if download:
             fetch("Fashion-MNIST", _fetch_fashion_mnist, folder)
         data = load_fashion_mnist(folder)
-    return data if max_samples is None else _limited(data, max_samples)
+    return _limited(data, limits) if limits else data
 
 
-def _limited(data: Dataset, max_samples: int) -> Dataset:
+def _limits(max_samples: object) -> dict[str, int]:
+    if max_samples is None:
+        return {}
+    limits = max_samples if isinstance(max_samples, Mapping) else dict.fromkeys(_PARTS, max_samples)
+    for part, limit in limits.items():
+        check_choice("part in max_samples", part, _PARTS)
+        check_number("max_samples", limit, 1, integer=True)
+    return dict(limits)
+
+
+def _limited(data: Dataset, limits: Mapping[str, int]) -> Dataset:
     train, apart, test = (
-        split_by_class(y, (min(max_samples, len(y)),), 0, "limit", data.name, part)[0]
-        for part, y in (("train", data.y_train), ("apart", data.y_apart), ("test", data.y_test))
+        split_by_class(y, (min(limits.get(part, len(y)), len(y)),), 0, "limit", data.name, part)[0]
+        for part, y in zip(_PARTS, (data.y_train, data.y_apart, data.y_test), strict=True)
     )
     return replace(
         data,

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import cast
 
 import numpy as np
@@ -202,11 +203,13 @@ def load_image_set(
     root: Path | None,
     download: bool = False,
     size: int | None = None,
-    max_samples: int | None = None,
+    limits: Mapping[str, int] = MappingProxyType({}),
     substitute: str | None = None,
     lazy: bool | None = None,
 ) -> Dataset:
     """Return one of :data:`IMAGE_SETS`; for the arguments see :func:`.load_dataset`.
+
+    :param limits: Most samples of ``"train"``, ``"apart"`` and ``"test"``.
 
     Substitute images that are also training or test images are left out, with a note in the log. They are found by
     their pixels if all parts are in memory; if not, by the bytes of the files, and only in substitute sets of other
@@ -236,15 +239,20 @@ def load_image_set(
     assert apart is not None
     check_classes(train, "the training set", place)
     listings = [
-        part.limited(max_samples, f"{name} {purpose}")
+        part.limited(limits.get(purpose), f"{name} {purpose}")
         for part, purpose in ((train, "train"), (apart, "apart"), (read.test, "test"))
     ]
     foreign = source in SUBSTITUTES
     if foreign:
         listings[1] = listings[1].relabelled(train.classes, SUBSTITUTES[source].aliases)
     images = [LazyImages(part.source, size or kind.size, kind.crop) for part in listings]
-    held = not lazy and (lazy is False or max(part.nbytes for part in images) <= IN_MEMORY_BYTES)
-    x = [np.asarray(part) if held else cast(np.ndarray, part) for part in images]
+    x = [
+        np.asarray(part)
+        if lazy is False or (lazy is None and part.nbytes <= IN_MEMORY_BYTES)
+        else cast(np.ndarray, part)
+        for part in images
+    ]
+    held = all(isinstance(part, np.ndarray) for part in x)
     y = [part.labels for part in listings]
     shared = np.zeros(len(x[1]), dtype=bool)
     if len(x[1]) and held:
@@ -260,5 +268,7 @@ def load_image_set(
             source,
             place.title,
         )
-        x[1], y[1] = (x[1][~shared] if held else cast(np.ndarray, images[1].take(~shared))), y[1][~shared]
+        kept = np.flatnonzero(~shared)
+        x[1] = x[1][kept] if isinstance(x[1], np.ndarray) else cast(np.ndarray, images[1].take(kept))
+        y[1] = y[1][kept]
     return Dataset(name, x[0], y[0], x[1], y[1], x[2], y[2], len(train.classes), kind.hflip)

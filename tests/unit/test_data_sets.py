@@ -144,7 +144,8 @@ def test_large_sets_are_lazy_by_themselves(root: Path, name: str, monkeypatch: p
     assert isinstance(load(name, root).x_train, np.ndarray)
     monkeypatch.setattr(image_sets, "IN_MEMORY_BYTES", 12 * SIZE**2 * max(COUNTS[name]) - 1)
     data = load(name, root)
-    assert all(isinstance(getattr(data, f"x_{part}"), LazyImages) for part in PARTS)
+    lazy = [isinstance(getattr(data, f"x_{part}"), LazyImages) for part in PARTS]
+    assert lazy == [count == max(COUNTS[name]) for count in COUNTS[name]]
 
 
 @pytest.mark.parametrize(("name", "size"), [("cifar10", 32), ("gtsrb", 32), ("ham10000", 32), ("imagenet", 224)])
@@ -438,9 +439,18 @@ def test_max_samples_of_a_set(root: Path, name: str) -> None:
     assert load_dataset(name, root=root, max_samples=10**6).digest == everything.digest
 
 
+def test_max_samples_by_part(root: Path) -> None:
+    data = load("ham10000", root, max_samples={"apart": 20, "test": 7})
+    assert [len(data.y_train), len(data.y_apart), len(data.y_test)] == [112, 20, 7]
+    digits = load_dataset("digits", max_samples={"train": 30})
+    assert [len(digits.y_train), len(digits.y_apart), len(digits.y_test)] == [30, 437, 360]
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
+        ("gtsrb", {"max_samples": {"val": 5}}, "`part in max_samples` must be one of 'train', 'apart', 'test'"),
+        ("gtsrb", {"max_samples": {"test": 0}}, "`max_samples`"),
         ("gtsrb", {"max_samples": 0}, "`max_samples`"),
         ("gtsrb", {"size": 7}, "`size`"),
         ("gtsrb", {"lazy": 1}, "`lazy`"),
