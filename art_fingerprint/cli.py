@@ -32,14 +32,28 @@ def _parser() -> argparse.ArgumentParser:
     show = verbs.add_parser("list", help="list attacks, verifiers or presets")
     show.add_argument("what", choices=("attacks", "verifiers", "presets"))
 
-    bench = verbs.add_parser("bench", help="run a preset and print the table; continues where a former run stopped")
-    bench.add_argument("--preset", default="digits", help="name of a preset (default: digits)")
-    bench.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for rows, weights and tables")
-    bench.add_argument("--seeds", type=int, default=3, help="seeds of each attack and of negatives (default: 3)")
+    bench = verbs.add_parser("bench", help="run a grid and print the table; continues where a former run stopped")
+    what = bench.add_mutually_exclusive_group()
+    what.add_argument("--preset", help="name of a preset; see list presets (default: digits)")
+    what.add_argument(
+        "--plan", type=Path, metavar="FILE", help="YAML, TOML or JSON: victims, attacks, verifiers, seeds"
+    )
+    bench.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for rows, models and tables")
+    bench.add_argument("--seeds", type=_seeds, metavar="N|A,B,C", help="how many seeds, or which (default: 3)")
     bench.add_argument("--attacks", metavar="A,B", help="row labels to run, e.g. 'FT(0.5),RemovalNet(train)'")
     bench.add_argument("--verifiers", metavar="V,W", help="verifiers to run, e.g. IPGuardVerifier,ZestVerifier")
-    bench.add_argument("--executor", choices=("serial",), default="serial", help="where cells run (default: serial)")
+    bench.add_argument(
+        "--executor",
+        choices=("serial", "process", "ray"),
+        default="serial",
+        help="where work is done (default: serial)",
+    )
+    bench.add_argument("--workers", type=int, metavar="N", help="default: one for each GPU, or for each few cores")
+    bench.add_argument("--ray-address", metavar="ADDRESS", help="a Ray cluster, e.g. auto (default: this machine)")
     bench.add_argument("--device", choices=("gpu", "cpu"), default="gpu", help="gpu: CUDA where there is one (default)")
+    bench.add_argument(
+        "--dry-run", action="store_true", help="check the plan, print its cells and their cost, and stop"
+    )
     bench.add_argument("--quiet", action="store_true", help="no progress bar")
 
     data = _Parser(add_help=False)
@@ -76,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
 
     verify = verbs.add_parser("verify", parents=[model], help="check a suspect against a fingerprint file")
     verify.add_argument("--fingerprint", required=True, type=Path, metavar="FILE")
+    verify.add_argument("--verifier", metavar="NAME", help="default: as the file says; your own: package.module:Class")
     verify.add_argument("--thresholds", type=Path, metavar="T.json", help="use these instead of the file's own")
     verify.add_argument("--outputs", default="auto", help="auto (default), logits, probabilities or labels")
     verify.add_argument("--budget", type=int, help="most images that are sent to the suspect")
@@ -97,6 +112,13 @@ def _setting(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, {"None": None, "True": True, "False": False}.get(value, value)
+
+
+def _seeds(text: str) -> int | list[int]:
+    try:
+        return [int(part) for part in text.split(",")] if "," in text else int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"a number, or seeds with commas between them, got {text!r}") from error
 
 
 def _single(parsed: argparse.Namespace) -> int:
@@ -132,19 +154,12 @@ def _list(what: str) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from art_fingerprint.benchmark.runner import Bench
-    from art_fingerprint.zoo.presets import load_preset
+    from art_fingerprint import cli_bench
 
-    bench = Bench(
-        load_preset(arguments.preset),
-        arguments.out,
-        seeds=arguments.seeds,
-        only_attacks=_names(arguments.attacks),
-        only_verifiers=_names(arguments.verifiers),
-        device_type=arguments.device,
-        verbose=not arguments.quiet,
-    )
-    bench.run()
+    if arguments.dry_run:
+        cli_bench.outline(arguments)
+        return OK
+    cli_bench.run(arguments)
     return _report(arguments.out)
 
 
@@ -183,10 +198,6 @@ def _robustness(folder: Path, rows: list[dict[str, Any]]) -> None:
     for name, cells in written.items():
         (folder / f"{name}.md").write_text(layout.markdown(cells), encoding="utf-8")
         (folder / f"{name}.csv").write_text(layout.comma_separated(cells), encoding="utf-8")
-
-
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

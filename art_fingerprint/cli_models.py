@@ -8,31 +8,37 @@ import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 
-import art_fingerprint.attacks as attacks
 import art_fingerprint.verifiers as verifiers
 from art_fingerprint.core.files import write_whole
-from art_fingerprint.core.taps import near_names
 from art_fingerprint.core.versions import versions
 from art_fingerprint.exceptions import InvalidInputError
 from art_fingerprint.verifiers.calibration import Calibration
 from art_fingerprint.verifiers.fingerprint import Fingerprint
-from art_fingerprint.zoo.loading import classifier_of, load_arrays, load_network, load_weights, save_weights
+from art_fingerprint.zoo.loading import (
+    attack_class,
+    check_parameters,
+    classifier_of,
+    load_arrays,
+    load_network,
+    load_weights,
+    save_weights,
+    verifier_class,
+)
 
 _OPTIONAL = {"matplotlib": "plots", "skimage": "zest", "tensorboardX": "tensorboard"}
 
 
 def attack(arguments: argparse.Namespace) -> None:
     """Derive a surrogate and write its weights."""
-    kind = _named("attack", attacks, arguments.attack, "Attack", ("RemovalAttack",))
+    kind = attack_class(arguments.attack)
     victim, x, y = _victim(arguments)
     parameters = {"verbose": not arguments.quiet, **arguments.set, "seed": arguments.seed}
-    _check_names(kind, kind.attack_params, parameters)
+    check_parameters(kind, parameters)
     surrogate = kind(victim, **parameters).generate(x, None if arguments.no_labels else y)
     save_weights(surrogate, arguments.out, surrogate.surrogate_info)
     print(f"{kind.__name__}: surrogate written to {arguments.out}")
@@ -40,10 +46,10 @@ def attack(arguments: argparse.Namespace) -> None:
 
 def extract(arguments: argparse.Namespace) -> None:
     """Extract a fingerprint, calibrate it where references are given, and write it."""
-    kind = _named("verifier", verifiers, arguments.verifier, "Verifier", ("Verifier",))
+    kind = verifier_class(arguments.verifier)
     victim, x, y = _victim(arguments)
     parameters = {"verbose": not arguments.quiet, **arguments.set, "seed": arguments.seed}
-    _check_names(kind, kind.verifier_params, parameters)
+    check_parameters(kind, parameters)
     verifier = kind.from_profile(victim, arguments.profile, **parameters)
     references = [_model(arguments, path, x.shape[1:]) for path in arguments.references]
     fingerprint = verifier.extract(x, y)
@@ -63,7 +69,7 @@ def verify(arguments: argparse.Namespace) -> bool | None:
     fingerprint = Fingerprint.load(arguments.fingerprint)
     if arguments.thresholds is not None:
         fingerprint.calibration = _calibration(arguments.thresholds)
-    kind = _named("verifier", verifiers, fingerprint.verifier, "Verifier", ("Verifier",))
+    kind = verifier_class(arguments.verifier) if arguments.verifier else verifier_class(fingerprint.verifier, own=False)
     low, high = fingerprint.facts["clip_values"]
     arguments.clip = arguments.clip or (low, high)
     arguments.nb_classes = arguments.nb_classes or fingerprint.facts["nb_classes"]
@@ -117,24 +123,6 @@ def _tiny_run() -> bool:
     verifier.extract(x)
     verifier.calibrate([model(seed) for seed in range(1, 6)])
     return verifier.verify(clone_classifier(victim)).derived is True
-
-
-def _named(what: str, package: Any, name: str, ending: str, abstract: Sequence[str]) -> Any:
-    known = [key for key in package.__all__ if key.endswith(ending) and key not in abstract]
-    for candidate in (name, name + ending):
-        if candidate in known:
-            return getattr(package, candidate)
-    near = near_names(known, name)
-    hint = f" Near names: {', '.join(near)}." if near else f" There are {', '.join(known)}."
-    raise InvalidInputError(f"There is no {what} {name!r}.{hint}")
-
-
-def _check_names(kind: type, known: Sequence[str], parameters: dict[str, Any]) -> None:
-    unknown = [name for name in parameters if name not in known]
-    if unknown:
-        near = near_names(known, unknown[0])
-        hint = f" Near names: {', '.join(near)}." if near else ""
-        raise InvalidInputError(f"{kind.__name__} has no parameter {', '.join(map(repr, unknown))}.{hint}")
 
 
 def _model(arguments: argparse.Namespace, weights: Path | None, shape: Sequence[int]) -> PyTorchClassifier:

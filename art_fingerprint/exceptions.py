@@ -67,5 +67,9 @@ class DatasetError(FingerprintError):
     """The files of a data set are missing, damaged or of another set. The message says which, and what to put where."""
 
 
+class StoreError(FingerprintError):
+    """A run's folder cannot be written to. What was finished before is kept; the same command goes on from there."""
+
+
 class MissingDependencyError(FingerprintError, ImportError):
     """An optional package is not installed. The message says how to install it."""

@@ -12,6 +12,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from art_fingerprint.benchmark.plan import Plan
 from art_fingerprint.benchmark.runner import Bench
 from art_fingerprint.benchmark.store import read_rows
 from art_fingerprint.exceptions import MissingDependencyError
@@ -62,7 +63,7 @@ def main() -> None:
     negative = replace(preset.negative_recipe, max_iter=recipe.max_iter)
     settings = attacks(20 if options.quick else 150)
     preset = replace(preset, name="digits-all-attacks", victim_recipe=recipe, negative_recipe=negative, nb_references=5)
-    Bench(replace(preset, attacks=settings, verifiers=chosen), folder, seeds=1).run()
+    Bench(Plan.from_preset(replace(preset, attacks=settings, verifiers=chosen), seeds=1), folder).run()
 
     rows = read_rows(folder)
     points = tradeoff(rows, "PGD")

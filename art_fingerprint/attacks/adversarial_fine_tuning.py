@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count, islice
@@ -21,7 +22,7 @@ from art_fingerprint.attacks.supervised import Masks
 from art_fingerprint.core.checks import check_number, check_sequence
 from art_fingerprint.core.classifier import LogitsNetwork, network_of
 from art_fingerprint.core.seeding import derive_seed, torch_generator
-from art_fingerprint.core.training import Batch, Batches
+from art_fingerprint.core.training import Batch, Batches, nb_batches
 from art_fingerprint.exceptions import InvalidInputError
 
 
@@ -53,9 +54,7 @@ class AdversarialBatches:
         self._seed = seed
 
     def __len__(self) -> int:
-        total = len(self._data.x) + len(self._attacks) * self._nb_chosen
-        whole, rest = divmod(total, min(self._data.batch_size, total))
-        return whole + (rest > 1)
+        return nb_batches(len(self._data.x) + len(self._attacks) * self._nb_chosen, self._data.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         data = self._data
@@ -208,6 +207,17 @@ class AdversarialFineTuningAttack(SoftTuningAttack):
 
     def _radii(self) -> tuple[float, ...]:
         return (self.eps,) if isinstance(self.eps, int | float) else tuple(self.eps)
+
+    def _nb_examples(self, n: int) -> int:
+        return len(self._radii()) * min(self.nb_adversarial, n)
+
+    def _nb_pooled(self, n: int) -> int:
+        return n + self._nb_examples(n)
+
+    def _expected_work(self, n: int) -> float:
+        epoch = nb_batches(self._nb_pooled(n), self.batch_size)
+        begun = math.ceil(self._nb_steps(range(epoch)) / epoch)
+        return super()._expected_work(n) + begun * self._nb_examples(n) * (2 * self.max_iter_attack + 2)
 
     def _check_data(self, data: SubstituteSet, network: nn.Module) -> None:
         super()._check_data(data, network)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from art_fingerprint.core.cost import CostMeter, uncounted
 from art_fingerprint.core.parameters import as_json, changed_together
 from art_fingerprint.core.seeding import derive_seed, forked_random_state
 from art_fingerprint.core.streams import DataStream
-from art_fingerprint.core.training import EpochBatches, check_batches
+from art_fingerprint.core.training import EpochBatches, check_batches, nb_batches, samples_in_steps
 from art_fingerprint.exceptions import InvalidInputError
 
 logger = logging.getLogger(__name__)
@@ -196,6 +196,53 @@ class RemovalAttack(Attack):
             **report,
         }
         return surrogate
+
+    # ------------------------------------------------------------------ cost beforehand
+    def expected_passes(self, nb_samples: int, labelled: bool = True) -> float:
+        """Return what ``surrogate_info["cost"]["forward_equivalents"]`` will be after :meth:`generate`, without a run.
+
+        In forward passes of one sample, through both networks: (1) victim queries for labels, (2) three for each sample
+        trained on, (3) what an attack adds. Training that may end early is counted to its end. Left out are the checks
+        before the first step, up to some hundred samples. Cost: none, unless an attack says otherwise.
+
+        :param nb_samples: Samples in the substitute set, an array; a stream asks the victim anew about every batch.
+        :param labelled: Whether y is given.
+        :raises InvalidInputError: a bad argument or parameter, or no sample is left to train on.
+        """
+        check_number("nb_samples", nb_samples, 1, integer=True)
+        check_flag("labelled", labelled)
+        self._check_params()
+        return float(self._expected_queries(nb_samples, labelled) + self._expected_work(nb_samples))
+
+    def _expected_queries(self, n: int, labelled: bool) -> int:
+        """Return the victim queries. Default: for labels that training needs and nobody gives, once for each sample."""
+        told = labelled and not getattr(self, "use_victim_labels", False)
+        return 0 if told or not self._nb_steps(range(1)) else n * (1 + self.hflip)
+
+    def _expected_work(self, n: int) -> float:
+        """Return all passes but those of the queries. Default: those of the training steps."""
+        pool = self._nb_pooled(n)
+        if pool < 1:
+            raise InvalidInputError(f"`nb_samples`={n} leaves {type(self).__name__} no sample to train on.")
+        steps = self._nb_steps(range(nb_batches(pool, self.batch_size)))
+        return self._passes_of_a_sample() * samples_in_steps(pool, self.batch_size, steps)
+
+    def _nb_pooled(self, n: int) -> int:
+        """Return the samples in an epoch, of n."""
+        return n
+
+    def _nb_steps(self, epoch: Sized) -> int:
+        """Return the training steps: ``max_iter``, or else ``nb_epochs`` epochs; 0 in an attack that has neither.
+
+        :param epoch: Its length is that of an epoch in batches, which a stream may not know.
+        """
+        steps: int | None = getattr(self, "max_iter", None)
+        nb_epochs: int | None = getattr(self, "nb_epochs", None)
+        return steps or (nb_epochs * len(epoch) if nb_epochs else 0)
+
+    def _passes_of_a_sample(self) -> float:
+        """Return the passes for each sample of a training batch. Default: one forward, one backward (counts double)."""
+        return 3.0
 
     # ------------------------------------------------------------------ parameters
     def params(self) -> dict[str, Any]:

@@ -142,6 +142,13 @@ class CompositeAttack(RemovalAttack):
             _lend(data, step)
             step._check_data(data, network)
 
+    def _expected_queries(self, n: int, labelled: bool) -> int:
+        # All steps share one set of answers. Not foreseen: probabilities that are asked for after labels, once more.
+        return max(step._expected_queries(n, labelled) for step in self._steps())
+
+    def _expected_work(self, n: int) -> float:
+        return sum(step._expected_work(n) for step in self._steps())
+
     def _start(self) -> PyTorchClassifier:
         return self._steps()[0]._start()
 

@@ -199,6 +199,12 @@ class DistillationAttack(SupervisedAttack):
             return self.estimator
         return fresh_classifier(self.estimator, self.surrogate_factory, self.seed, type(self).__name__)
 
+    def _expected_queries(self, n: int, labelled: bool) -> int:
+        return max(n, super()._expected_queries(n, labelled))  # the classes are checked in any case
+
+    def _passes_of_a_sample(self) -> float:
+        return super()._passes_of_a_sample() + 1  # the teacher's
+
     def _pairs(self, teacher: nn.Module, student: nn.Module, example: Tensor) -> list[_Pair]:
         """Return the layers that are compared, with the shapes of their features. Cost: a forward pass through both."""
         names = self._layers(self.layers, teacher, example)

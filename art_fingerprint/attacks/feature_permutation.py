@@ -75,6 +75,9 @@ class FeaturePermutationAttack(RemovalAttack):
     def _check_data(self, data: SubstituteSet, network: nn.Module) -> None:
         """Any sample will do: nothing is trained."""
 
+    def _expected_work(self, n: int) -> float:
+        return 1.0 + 2 * min(n, self.batch_size)  # how channels run, and the check of the result
+
     def _derive(self, surrogate: PyTorchClassifier, data: SubstituteSet) -> dict[str, Any]:
         network = network_of(surrogate)
         example = data.example(self.batch_size).x

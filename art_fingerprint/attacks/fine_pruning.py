@@ -20,7 +20,7 @@ from art_fingerprint.core.classifier import network_of
 from art_fingerprint.core.layers import resolve_layer, stages
 from art_fingerprint.core.notices import warn_caller
 from art_fingerprint.core.taps import tap
-from art_fingerprint.core.training import Batch
+from art_fingerprint.core.training import Batch, samples_in_steps
 from art_fingerprint.exceptions import InvalidInputError
 
 _MAX_SAMPLES = 50_000
@@ -161,6 +161,14 @@ class FinePruningAttack(SoftTuningAttack):
                 f"{self.estimator.nb_classes} classes; expect a loss of accuracy, or lower it."
             )
 
+    def _expected_work(self, n: int) -> float:
+        return super()._expected_work(n) + samples_in_steps(n, self.batch_size, self._nb_measured(n, self.batch_size))
+
+    @staticmethod
+    def _nb_measured(n: int | None, batch_size: int) -> int:
+        """Return how many batches the channels' activity is measured on."""
+        return math.ceil(min(n or _MAX_SAMPLES, _MAX_SAMPLES) / min(n or batch_size, batch_size))
+
     def _nb_silenced(self, chain: ChannelChain) -> int:
         return math.floor(self.ratio * chain.channels + 1e-9)
 
@@ -188,7 +196,7 @@ class FinePruningAttack(SoftTuningAttack):
     def _derive(self, surrogate: PyTorchClassifier, data: SubstituteSet) -> dict[str, Any]:
         network = network_of(surrogate)
         name, chain, axis = self._pruned(network, data.example(2).x)
-        measured = math.ceil(min(data.size or _MAX_SAMPLES, _MAX_SAMPLES) / data.batch_size)
+        measured = self._nb_measured(data.size, data.batch_size)
         activity = mean_activity(network, name, axis, islice(self._batches(data, "activity"), measured))
         silence(network, chain, activity.argsort(stable=True)[: self._nb_silenced(chain)])
         report = self._tune(surrogate, data)

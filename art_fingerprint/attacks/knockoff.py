@@ -235,6 +235,20 @@ class KnockoffNetsAttack(StealingAttack):
             return (n if self.nb_stolen is None else self.nb_stolen) // self.draws * self.draws
         return n if self.nb_stolen is None else min(n, self.nb_stolen // (1 + self.hflip))
 
+    def _nb_pooled(self, n: int) -> int:
+        return self._nb_samples(n)
+
+    def _expected_queries(self, n: int, labelled: bool) -> int:
+        if self.sampling_strategy == "random":
+            return super()._expected_queries(self._nb_samples(n), labelled)
+        return min(self._nb_samples(n), n)  # at most: classes that are used up give known answers again
+
+    def _expected_work(self, n: int) -> float:
+        work = super()._expected_work(n)
+        if self.sampling_strategy == "random":
+            return work
+        return work + self._nb_samples(n) * (self._passes_of_a_sample() + (self.reward in ("loss", "all")))
+
     def _check_data(self, data: SubstituteSet, network: nn.Module) -> None:
         if self.sampling_strategy == "random" and self.nb_stolen is None:
             super()._check_data(data, network)

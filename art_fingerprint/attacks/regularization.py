@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from art_fingerprint.core.checks import check_number
 from art_fingerprint.core.classifier import LogitsNetwork, evaluating, has_batch_norm, network_of
 from art_fingerprint.core.notices import warn_caller
 from art_fingerprint.core.seeding import derive_seed, torch_generator
-from art_fingerprint.core.training import Batch, Batches, EpochBatches
+from art_fingerprint.core.training import Batch, Batches, nb_batches
 from art_fingerprint.exceptions import InvalidInputError
 
 
@@ -161,7 +161,7 @@ class RegularizationAttack(SoftTuningAttack):
 
     def _check_data(self, data: SubstituteSet, network: nn.Module) -> None:
         super()._check_data(data, network)
-        held = self._nb_held_back(data)
+        held = self._nb_held_back(len(data.x))
         if self.patience is not None and not held:
             warn_caller(
                 f"`holdout_ratio`={self.holdout_ratio} of {len(data.x)} samples holds none back, so training will not "
@@ -173,25 +173,34 @@ class RegularizationAttack(SoftTuningAttack):
                 "few to train a model with BatchNorm on. Lower it, or set patience=None to hold none back."
             )
 
-    def _nb_held_back(self, data: SubstituteSet) -> int:
-        return 0 if self.patience is None else int(self.holdout_ratio * len(data.x))
+    def _nb_held_back(self, n: int) -> int:
+        return 0 if self.patience is None else int(self.holdout_ratio * n)
 
-    def _steps(self, batches: EpochBatches) -> int:
-        if self.max_iter is not None:
-            return self.max_iter
-        return (self.strong_epochs + (self.nb_epochs or 0)) * len(batches)
+    def _nb_steps(self, epoch: Sized) -> int:
+        return self.max_iter or (self.strong_epochs + (self.nb_epochs or 0)) * len(epoch)
+
+    def _nb_strong_steps(self, steps: int) -> int:
+        return round(steps * self.strong_epochs / (self.strong_epochs + (self.nb_epochs or 0)))
+
+    def _nb_pooled(self, n: int) -> int:
+        return n - self._nb_held_back(n)
+
+    def _expected_work(self, n: int) -> float:
+        work, epoch = super()._expected_work(n), nb_batches(self._nb_pooled(n), self.batch_size)
+        steps = self._nb_steps(range(epoch))
+        return work + (steps - self._nb_strong_steps(steps)) // epoch * self._nb_held_back(n)
 
     def _derive(self, surrogate: PyTorchClassifier, data: SubstituteSet) -> dict[str, Any]:
         network = network_of(surrogate)
         targets = self._targets(data)
         batches, stopping = self._batches(data), None
-        if self.patience is not None and self._nb_held_back(data):
+        if self.patience is not None and self._nb_held_back(len(data.x)):
             held, batches = self._split(data)
             stopping = EarlyStopping(
                 network, lambda: held_back_loss(surrogate, _in_order(data, held), targets), self.patience
             )
-        epoch, steps = len(batches), self._steps(batches)
-        strong = round(steps * self.strong_epochs / (self.strong_epochs + (self.nb_epochs or 0)))
+        epoch, steps = len(batches), self._nb_steps(batches)
+        strong = self._nb_strong_steps(steps)
         first = self.strong_decay if strong else self.weight_decay
         optimizer = torch.optim.SGD(network.parameters(), self._rate(), self.momentum, weight_decay=first)
         masks = Masks.of_zeros(network)
@@ -214,7 +223,7 @@ class RegularizationAttack(SoftTuningAttack):
     def _split(self, data: SubstituteSet) -> tuple[Tensor, Batches]:
         """Return the positions of held-back samples, and endless batches of the others."""
         order = torch.randperm(len(data.x), generator=torch_generator(self.seed, type(self).__name__, "held back"))
-        held, kept = order.split([self._nb_held_back(data), len(order) - self._nb_held_back(data)])
+        held, kept = order.split([self._nb_held_back(len(order)), self._nb_pooled(len(order))])
         seed = derive_seed(self.seed, type(self).__name__)
         view = data.victim
         return held, Batches(data.x[kept], view.preprocess, data.batch_size, view.device, seed, self.hflip, origin=kept)

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from art_fingerprint.attacks import removalnet_terms as terms
 from art_fingerprint.attacks.base import RemovalAttack, SubstituteSet, SurrogateCallback
+from art_fingerprint.attacks.removalnet_cost import passes_of_a_sample, passes_of_judgements
 from art_fingerprint.attacks.removalnet_keep_best import BestIterate, held_back_rows
 from art_fingerprint.attacks.removalnet_presets import preset_row
-from art_fingerprint.attacks.removalnet_run import RemovalNetRun
+from art_fingerprint.attacks.removalnet_run import RemovalNetRun, check_start
 from art_fingerprint.core.checks import check_choice, check_flag, check_number, check_sequence
 from art_fingerprint.core.classifier import network_of
 from art_fingerprint.core.outputs import OutputKind
@@ -54,6 +55,7 @@ class RemovalNetAttack(RemovalAttack):
     Convolution weights are kept in channels-last order while they are trained, and the tail's BatchNorm is folded into
     them for the inner steps; both change values by rounding alone. ``keep_best``: one pass of both networks over the
     held-back samples for each judgement, and ``bn_recalibrate`` batches; memory for one more copy of the weights.
+    ``expected_passes`` traces the network and runs it on a few samples, to know t.
 
     :param classifier: The victim.
     :param layer: Where to cut: dotted name, stage number (1 = first), or ``None`` for the last stage that keeps a
@@ -260,14 +262,8 @@ class RemovalNetAttack(RemovalAttack):
         check_number("temperature", self.temperature, 0, open_low=True)
         check_number("inner_steps", self.inner_steps, 0, integer=True)
         check_number("shuffle_ratio", self.shuffle_ratio, 0, 1)
-        check_choice("shuffle_dim", self.shuffle_dim, (1, -1))
-        check_choice("distance", self.distance, ("l2", "cosine"))
-        check_choice("distance_scope", self.distance_scope, ("batch", "sample"))
-        check_choice("latent_source", self.latent_source, ("surrogate", "victim"))
-        check_choice("logit_source", self.logit_source, ("surrogate", "victim"))
-        check_choice("ilbs_space", self.ilbs_space, ("prob", "logit"))
-        check_choice("kl_target", self.kl_target, ("double_softmax", "log_prob", "prob"))
-        check_choice("line_search", self.line_search, ("grid", "exact"))
+        for name, options in terms.CHOICES.items():
+            check_choice(name, getattr(self, name), options)
         self.grid = check_sequence("grid", self.grid)
         for weight in self.grid:
             check_number("grid", weight, 0, 1, open_low=True)
@@ -288,17 +284,8 @@ class RemovalNetAttack(RemovalAttack):
         flags = ("shuffle_skip_prefix", "reference_double_pass", "compile", "require_single_tensor", "allow_degenerate")
         for name in flags:
             check_flag(name, getattr(self, name))
-        check_choice("output", self.output, ("auto", "logits", "probabilities"))
-        check_choice("autocast", self.autocast, ("float32", "bf16"))
         if self.surrogate is not None:
-            if not isinstance(self.surrogate, PyTorchClassifier):
-                raise InvalidInputError(f"`surrogate` must be a PyTorchClassifier or None, got {self.surrogate!r}.")
-            for fact in ("input_shape", "nb_classes"):
-                if getattr(self.surrogate, fact) != getattr(self.estimator, fact):
-                    raise InvalidInputError(
-                        f"`surrogate` has {fact}={getattr(self.surrogate, fact)}, the victim "
-                        f"{getattr(self.estimator, fact)}; they must be equal."
-                    )
+            check_start(self.surrogate, self.estimator)
 
     @classmethod
     def from_preset(cls, classifier: PyTorchClassifier, name: str, **overrides: Any) -> RemovalNetAttack:
@@ -345,6 +332,19 @@ class RemovalNetAttack(RemovalAttack):
     def _rows(self, n: int) -> tuple[Tensor, Tensor]:
         """Return which of n samples are trained on and which are held back."""
         return held_back_rows(n, self.keep_best or 0.0, self.seed)
+
+    def _expected_queries(self, n: int, labelled: bool) -> int:
+        return n * (1 + self.hflip)
+
+    def _expected_work(self, n: int) -> float:
+        pool = self._nb_pooled(n)
+        return super()._expected_work(n) + passes_of_judgements(self, pool, n - pool)
+
+    def _nb_pooled(self, n: int) -> int:
+        return len(self._rows(n)[0])
+
+    def _passes_of_a_sample(self) -> float:
+        return passes_of_a_sample(self)
 
     def _batches(self, data: SubstituteSet, *purpose: str) -> EpochBatches:
         if self.keep_best is None:

@@ -30,6 +30,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+def check_start(surrogate: object, victim: PyTorchClassifier) -> None:
+    """Refuse what a run cannot start from instead of the victim."""
+    if not isinstance(surrogate, PyTorchClassifier):
+        raise InvalidInputError(f"`surrogate` must be a PyTorchClassifier or None, got {surrogate!r}.")
+    for fact in ("input_shape", "nb_classes"):
+        if getattr(surrogate, fact) != getattr(victim, fact):
+            raise InvalidInputError(
+                f"`surrogate` has {fact}={getattr(surrogate, fact)}, the victim {getattr(victim, fact)}; they must be "
+                "equal."
+            )
+
+
 class RemovalNetRun:
     """The two networks, their cuts, and the loss of a batch.
 

@@ -7,7 +7,7 @@ and 2, and the authors' code where the text is silent. Tensors and an explicit g
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -17,6 +17,19 @@ from torch import Tensor
 Distance = Literal["l2", "cosine"]
 Scope = Literal["batch", "sample"]
 KLTarget = Literal["double_softmax", "log_prob", "prob"]
+#: What the parameters of :class:`.RemovalNetAttack` that name an option may be.
+CHOICES: Mapping[str, Sequence[object]] = {
+    "shuffle_dim": (1, -1),
+    "distance": ("l2", "cosine"),
+    "distance_scope": ("batch", "sample"),
+    "latent_source": ("surrogate", "victim"),
+    "logit_source": ("surrogate", "victim"),
+    "ilbs_space": ("prob", "logit"),
+    "kl_target": ("double_softmax", "log_prob", "prob"),
+    "line_search": ("grid", "exact"),
+    "output": ("auto", "logits", "probabilities"),
+    "autocast": ("float32", "bf16"),
+}
 
 
 def shuffle_size(ratio: float, nb_channels: int) -> int:

@@ -160,6 +160,9 @@ class RetrainingAttack(StealingAttack):
                 "time; allow one of them, or set it to 1."
             )
 
+    def _expected_queries(self, n: int, labelled: bool) -> int:
+        return super()._expected_queries(n, labelled) if self.label_queries == 1 else n * self.label_queries
+
     def _shift(self) -> int:
         return self.estimator.input_shape[1] // 8 if self.max_shift is None else self.max_shift
 
@@ -175,7 +178,7 @@ class RetrainingAttack(StealingAttack):
             return {"ce": F.cross_entropy(logits, wanted)}
 
         batches = self._batches(data)
-        steps = self.max_iter or self.nb_epochs * len(batches)
+        steps = self._nb_steps(batches)
 
         def schedule(optimizer: torch.optim.Optimizer) -> LRScheduler:
             return MultiStepLR(optimizer, [max(1, steps * epoch // 60) for epoch in _MILESTONES], gamma=0.2)

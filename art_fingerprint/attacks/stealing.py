@@ -152,6 +152,9 @@ class StealingAttack(RemovalAttack):
     def _start(self) -> PyTorchClassifier:
         return fresh_classifier(self.estimator, self.surrogate_factory, self.seed, type(self).__name__)
 
+    def _expected_queries(self, n: int, labelled: bool) -> int:
+        return n * (1 + self.hflip)
+
     def _rate(self) -> float:
         return self.learning_rate * (1 + self.lr_jitter * float(numpy_generator(self.seed, "learning rate").random()))
 

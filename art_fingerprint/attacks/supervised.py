@@ -119,7 +119,7 @@ class SupervisedAttack(RemovalAttack):
         if not isinstance(optimizer, torch.optim.Optimizer):
             optimizer = torch.optim.SGD(optimizer, self._rate(), self.momentum, weight_decay=self.weight_decay)
         batches = self._batches(data) if batches is None else batches
-        steps = self._steps(batches)
+        steps = self._nb_steps(batches)
         rate = optimizer.param_groups[0]["lr"]
 
         def losses(batch: Batch) -> Losses:
@@ -147,10 +147,6 @@ class SupervisedAttack(RemovalAttack):
     def _rate(self) -> float:
         """Return the learning rate of this seed."""
         return self.learning_rate * (1 + self.lr_jitter * float(numpy_generator(self.seed, "learning rate").random()))
-
-    def _steps(self, batches: EpochBatches) -> int:
-        """Return the number of steps of a training."""
-        return (self.nb_epochs or 1) * len(batches) if self.max_iter is None else self.max_iter
 
     def _to_training_mode(self, network: nn.Module) -> None:
         """Put the network into the mode it is trained in; called before each step."""

@@ -179,7 +179,7 @@ class WeightPruningAttack(SupervisedAttack):
         network = network_of(surrogate)
         weights = self._weights(network)
         batches = self._batches(data)
-        steps = self._steps(batches)
+        steps = self._nb_steps(batches)
         begins = {k * steps // self.ramp_stages: p for k, p in enumerate(ramp(self.ratio, self.ramp_stages))}
         masks = Masks(())
         step = 0

@@ -1,354 +1,290 @@
-"""Run a preset: train or load the models, derive the surrogates, score every suspect, append one row for each cell."""
+"""Run a plan in a folder: whatever is not done yet, on one of three executors, one row for each cell."""
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
+import pickle
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Literal, get_args
 
-import numpy as np
 import torch
-from art.estimators.classification import PyTorchClassifier
 from tqdm import tqdm
 
-import art_fingerprint.attacks as attacks
-import art_fingerprint.verifiers as verifiers
-from art_fingerprint.benchmark.store import ADDED_KEYS, KEYS, Store, cell_key
-from art_fingerprint.core.classifier import network_of
-from art_fingerprint.core.parameters import as_json
-from art_fingerprint.core.seeding import derive_seed, forked_random_state
-from art_fingerprint.core.versions import versions
-from art_fingerprint.evaluation.fidelity import accuracy, accuracy_drop, agreement
-from art_fingerprint.evaluation.robustness import robustness
-from art_fingerprint.exceptions import FingerprintFileError, InvalidInputError
-from art_fingerprint.verifiers.fingerprint import Fingerprint
-from art_fingerprint.zoo.datasets import Dataset, load_dataset
-from art_fingerprint.zoo.presets import AttackSetting, Preset
-from art_fingerprint.zoo.recipes import train_negative, train_victim, wrap
-from art_fingerprint.zoo.substitutes import select_substitute
+from art_fingerprint.benchmark.estimate import Line, lines, task_passes
+from art_fingerprint.benchmark.plan import Plan
+from art_fingerprint.benchmark.store import ROWS, Store, cell_key, is_done, read_rows
+from art_fingerprint.benchmark.tasks import Event, Executor, Job, Kind, SerialExecutor, Task, nb_cores
+from art_fingerprint.benchmark.workbench import Row, Workbench
+from art_fingerprint.core.checks import check_choice, check_number
+from art_fingerprint.exceptions import InvalidInputError, StoreError
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, eq=False)
-class SuspectModel:
-    """A model to be scored, with what a row says about it."""
-
-    label: str
-    role: str
-    seed: int
-    key: str
-    make: Callable[[], PyTorchClassifier]
-    attack: str | None = None
-    attack_params: Mapping[str, Any] | None = None
+ExecutorName = Literal["serial", "process", "ray"]
+_POLL_SECONDS = 0.5
+_BEFORE: dict[Kind, tuple[Kind, ...]] = {"model": (), "fingerprint": ("model",), "rows": ("model", "fingerprint")}
+_TRIES = 2  # of a task whose worker dies
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left{postfix}"
 
 
 class Bench:
-    """Runs a preset in a folder. A second run in the same folder repeats nothing that is done.
+    """Runs a plan in a folder. A second run in the same folder repeats nothing that is done.
 
-    Weights and fingerprints are kept under a digest of everything that makes them, so a changed setting is computed
-    anew. A suspect that cannot be made or scored, or a verifier that cannot extract or calibrate, gives rows with
-    status ``failed`` and the reason, and the rest goes on. Failed cells are tried again by the next run.
+    The plan is checked in full first. Models, fingerprints and measurements are kept under a digest of everything that
+    makes them, so a changed setting is computed anew. A suspect that cannot be made or scored, or a verifier that
+    cannot extract or calibrate, gives rows with status ``failed`` and the reason, and the rest goes on; the next run
+    tries them again. A cell that is impossible by nature, such as a layer's metric on another architecture, is
+    ``skipped``. A worker that dies gets its task again once. Several runs may share a folder, and then share the work.
 
-    :param preset: What to run.
-    :param folder: Where rows, weights and fingerprints go.
-    :param seeds: Number of seeds of every attack and of negatives.
-    :param only_attacks: Row labels to run; default all.
-    :param only_verifiers: Verifier names to run; default all.
+    The rows of the three executors are equal, but for times, as long as each work has the same number of CPU threads
+    (``Preset.threads``). ``"process"`` imports the calling script in each worker, which must therefore do its work
+    under ``if __name__ == "__main__"``.
+
+    :param plan: What to run.
+    :param folder: Where rows, models and fingerprints go.
+    :param executor: ``"serial"``, ``"process"`` (workers on this machine) or ``"ray"`` (extra ``ray``).
+    :param workers: Number of workers; ``None``: one for each GPU, else as many as the cores have room for.
+    :param ray_address: Address of a Ray cluster; ``None`` starts Ray on this machine.
     :param device_type: ``"gpu"`` (CUDA where there is one) or ``"cpu"``.
     :param verbose: Show a progress bar.
-    :raises InvalidInputError: unknown row label or verifier, or a folder that cannot be used.
+    :raises InvalidInputError: something in the plan is wrong. Nothing has run.
     """
 
     def __init__(
         self,
-        preset: Preset,
+        plan: Plan,
         folder: str | os.PathLike[str],
-        seeds: int = 3,
-        only_attacks: Iterable[str] | None = None,
-        only_verifiers: Iterable[str] | None = None,
+        executor: ExecutorName = "serial",
+        workers: int | None = None,
+        ray_address: str | None = None,
         device_type: str = "gpu",
         verbose: bool = True,
     ) -> None:
-        if seeds < 1:
-            raise InvalidInputError(f"`seeds` must be at least 1, got {seeds}.")
-        self.preset = preset
-        self.seeds = seeds
+        check_choice("executor", executor, get_args(ExecutorName))
+        if workers is not None:
+            check_number("workers", workers, 1, integer=True)
+        if executor == "serial" and workers not in (None, 1):
+            raise InvalidInputError(f"`workers`={workers} needs executor='process' or 'ray'.")
+        if executor != "ray" and ray_address is not None:
+            raise InvalidInputError("`ray_address` needs executor='ray'.")
+        self.plan = plan
+        self.folder = Path(folder)
+        self.executor = executor
+        self.ray_address = ray_address
         self.device_type = device_type
         self.verbose = verbose
-        self.attack_labels = _chosen("attack row", only_attacks, preset.attacks)
-        self.verifier_names = _chosen("verifier", only_verifiers, preset.verifiers)
-        self.store = Store(folder)
-        self.data = load_dataset(preset.dataset)
-        cuda = device_type == "gpu" and torch.cuda.is_available()
-        self._made_from = {
-            "data": self.data.digest,
-            "architecture": str(self._untrained().model),
-            "versions": versions(),
-            "device": "cuda" if cuda else "cpu",
-        }
+        self.benches = {p.name: Workbench(p, self.folder, plan.seeds, device_type) for p in plan.presets}
+        for bench in self.benches.values():
+            bench.check()
+        self.workers = 1 if executor == "serial" else workers or self._default_workers()
+        if executor != "serial":
+            self._check_sendable()
 
-    # ------------------------------------------------------------------ run
+    def _default_workers(self) -> int:
+        if self.device_type == "gpu" and torch.cuda.is_available():
+            return torch.cuda.device_count()
+        return max(1, nb_cores() // max(preset.threads or 1 for preset in self.plan.presets))
+
+    def _check_sendable(self) -> None:
+        for preset in self.plan.presets:
+            try:
+                pickle.dumps(preset)
+            except Exception as error:  # pickle raises what it likes
+                raise InvalidInputError(
+                    f"Victim {preset.name!r} cannot be sent to a worker: {error}. Its `architecture`, and whatever "
+                    "else is a function, must be one of a module, not a lambda or an inner function."
+                ) from error
+
+    def outline(self) -> list[Line]:
+        """Return what a run would do now, one line for each kind of model and for each verifier. Nothing is written."""
+        rows = read_rows(self.folder) if (self.folder / ROWS).exists() else []
+        done = {row["key"] for row in rows if is_done(row)}
+        return [line for bench in self.benches.values() for line in lines(bench, done)]
+
     def run(self) -> Path:
-        """Run every cell that is not done yet and return the path of the rows."""
+        """Run every cell that is not done yet and return the path of the rows.
+
+        :raises InvalidInputError: the folder cannot be used, or it holds lines that are no rows.
+        :raises StoreError: the folder cannot be written to any more. What was finished is kept.
+        """
+        store = Store(self.folder)
         threads = torch.get_num_threads()
-        torch.set_num_threads(self.preset.threads or threads)
         try:
-            self._run()
+            schedule = _Schedule(self.benches, store, f"bench {', '.join(self.benches)}", self.verbose)
+            if schedule.todo:
+                store.save_plan(self.plan.to_dict())
+                schedule.run(self._executor)
         finally:
             torch.set_num_threads(threads)
-        return self.store.rows_path
+        return store.rows_path
 
-    def _run(self) -> None:
-        rows = self.store.rows()
-        done = {row["key"]: row for row in rows if row["status"] == "ok"}
-        newest = {(row["suspect"], row["seed"], row["verifier"]): row["key"] for row in rows}
-        suspects = self.suspects()
-        total = len(suspects) * len(self.verifier_names)
-        with tqdm(total=total, desc=f"bench {self.preset.name}", disable=not self.verbose, unit="cell") as bar:
-            todo = [(s, [v for v in self.verifier_names if self._cell(s, v) not in done]) for s in suspects]
-            todo = [(suspect, names) for suspect, names in todo if names]
-            bar.update(total - sum(len(names) for _, names in todo))
-            for suspect in suspects:  # a setting that was changed and changed back: its rows count again
-                for name in self.verifier_names:
-                    key = self._cell(suspect, name)
-                    if key in done and newest[suspect.label, suspect.seed, name] != key:
-                        self.store.append(done[key])
-            if todo:
-                bar.set_postfix_str("victim and reference models")
-                self._prepare({name for _, names in todo for name in names})
-            for suspect, names in todo:
-                bar.set_postfix_str(f"{suspect.label} seed {suspect.seed}")
-                self._run_suspect(suspect, names)
-                bar.update(len(names))
+    def _executor(self) -> Executor:
+        serial = self.executor == "serial"
+        threads = torch.get_num_threads() if serial else max(1, nb_cores() // self.workers)
+        job = Job(self.plan, str(self.folder.resolve()), self.device_type, self.workers, threads)
+        if serial:
+            return SerialExecutor(job)
+        if self.executor == "process":
+            from art_fingerprint.benchmark.processes import ProcessExecutor, visible_gpus
 
-    def _prepare(self, names: set[str]) -> None:
-        self.victim = self._victim()
-        self.victim_accuracy = accuracy(self.victim, self.data.x_test, self.data.y_test)
-        self.verifiers: dict[str, verifiers.Verifier | Exception] = {}
-        # Read once for all verifiers, only if one is not calibrated yet, and let go afterwards.
-        references = functools.cache(lambda: [self._reference(index)() for index in range(self.preset.nb_references)])
-        for name in sorted(names):
+            return ProcessExecutor(job, visible_gpus() if self.device_type == "gpu" else [])
+        from art_fingerprint.benchmark.on_ray import RayExecutor
+
+        return RayExecutor(job, self.ray_address)
+
+
+class _Schedule:
+    """What is to be done, what runs, and what has ended.
+
+    A victim's models come first, then its fingerprints, then its suspects. A task is claimed before it begins, so that
+    another run in the same folder leaves it alone, and what that run has finished meanwhile is left out.
+    """
+
+    def __init__(self, benches: dict[str, Workbench], store: Store, title: str, verbose: bool) -> None:
+        self._benches = benches
+        self._store = store
+        self._title = title
+        self._verbose = verbose
+        self._done: set[str] = set()
+        self._running: dict[str, Callable[[], None]] = {}
+        self._broken: dict[tuple[str, str], str] = {}  # (victim, what of it) to reason
+        self._deaths: Counter[str] = Counter()
+        self._cells: set[str] = set()
+        self.todo: list[Task] = []
+        self._plan(store.new_rows())
+        self._open = Counter((task.preset, task.kind) for task in self.todo)
+
+    def _plan(self, rows: list[Row]) -> None:
+        done = {row["key"]: row for row in rows if is_done(row)}
+        newest = {(row["preset"], row["suspect"], row["seed"], row["verifier"]): row["key"] for row in rows}
+        self._done = set(done)
+        for name, bench in self._benches.items():
+            tasks = []
+            for suspect in bench.suspects:
+                cells = {verifier: bench.cell(suspect, verifier) for verifier in bench.preset.verifiers}
+                self._cells |= set(cells.values())
+                for verifier, key in cells.items():  # a setting that was changed and changed back: its row counts again
+                    if key in done and newest[name, suspect.label, suspect.seed, verifier] != key:
+                        self._store.append(done[key])
+                left = tuple(verifier for verifier, key in cells.items() if key not in done)
+                if left:
+                    tasks.append(Task("rows", name, suspect, left))
+            if tasks:
+                wanted = sorted({verifier for task in tasks for verifier in task.verifiers})
+                roles = ("victim",) if all(map(bench.has_fingerprint, wanted)) else ("victim", "reference")
+                models = [suspect for suspect in bench.suspects if suspect.role in roles]
+                self.todo += [Task("model", name, suspect) for suspect in models]
+                self.todo += [Task("fingerprint", name, bench.suspects[0], (verifier,)) for verifier in wanted]
+                self.todo += tasks
+
+    # ------------------------------------------------------------------ the loop
+    def run(self, make_executor: Callable[[], Executor]) -> None:
+        """Do everything."""
+        self._passes = {task.name: task_passes(self._benches[task.preset], task) for task in self.todo}
+        total = sum(self._passes.values())
+        with tqdm(total=total, desc=self._title, disable=not self._verbose, bar_format=_BAR) as self._bar:
+            executor = make_executor()
             try:
-                self.verifiers[name] = self._verifier(name, references)
-            except Exception as error:
-                logger.exception("%s failed on the victim", name)
-                self.verifiers[name] = error
+                while self.todo or self._running:
+                    self._submit(executor)
+                    done = len(self._cells & self._done)
+                    self._bar.set_postfix_str(f"{done}/{len(self._cells)} cells; {'; '.join(self._running)}")
+                    if self._running:
+                        self._handle(executor.wait())
+                    elif self.todo:
+                        time.sleep(_POLL_SECONDS)  # another run is at all that is left
+            finally:
+                executor.close()
+                for release in self._running.values():
+                    release()
 
-    def _run_suspect(self, suspect: SuspectModel, names: list[str]) -> None:
-        base: dict[str, Any] = {
-            **dict.fromkeys((*KEYS, *ADDED_KEYS)),
-            "preset": self.preset.name,
-            "dataset": self.preset.dataset,
-            "victim": self._key("victim", self.preset.victim_seed),
-            "suspect": suspect.label,
-            "role": suspect.role,
-            "attack": suspect.attack,
-            "attack_params": dict(suspect.attack_params or {}),
-            "seed": suspect.seed,
-            "versions": versions(),
-            "device": str(self.victim.device),
-        }
-        try:
-            model = suspect.make()
-            score = accuracy(model, self.data.x_test, self.data.y_test)
-            base |= {
-                "accuracy": score,
-                "accuracy_drop": accuracy_drop(self.victim_accuracy, score),
-                "agreement": agreement(self.victim, model, self.data.x_test),
-                "attack_seconds": getattr(model, "surrogate_info", {}).get("seconds"),
-                "cost": getattr(model, "surrogate_info", {}).get("cost"),
-                "robustness": self._robustness(suspect, model),
-            }
-        except Exception as error:
-            logger.exception("%s seed %d failed", suspect.label, suspect.seed)
-            for name in names:
-                self.store.append({**base, **self._unscored(suspect, name, error)})
+    def _finish(self, task: Task) -> None:
+        self._open[task.preset, task.kind] -= 1
+        self._bar.update(self._passes[task.name])
+
+    def _submit(self, executor: Executor) -> None:
+        for task in list(self.todo):
+            if not executor.free:
+                return
+            if not self._is_ready(task):
+                continue
+            release = self._store.claim(_claim(self._benches[task.preset], task))
+            if release is None:
+                continue
+            self.todo.remove(task)
+            self._done |= {row["key"] for row in self._store.new_rows() if is_done(row)}
+            begun = self._begun(task)
+            if begun is None:
+                release()
+                self._finish(task)
+            else:
+                self._running[task.name] = release
+                executor.submit(begun)
+
+    def _is_ready(self, task: Task) -> bool:
+        return not any(self._open[task.preset, kind] for kind in _BEFORE[task.kind])
+
+    def _begun(self, task: Task) -> Task | None:
+        """Return the task as it is to be done now, or ``None`` where nothing is left or possible of it."""
+        if task.kind == "model":
+            return task
+        if task.kind == "fingerprint":
+            (verifier,) = task.verifiers
+            for what in ("victim", "reference"):
+                if (task.preset, what) in self._broken:
+                    self._broken[task.preset, verifier] = self._broken[task.preset, what]
+                    return None
+            return task
+        left = self._left(task)
+        if left and (task.preset, "victim") in self._broken:
+            self._fail(task, self._broken[task.preset, "victim"])
+            return None
+        broken = {name: self._broken[task.preset, name] for name in left if (task.preset, name) in self._broken}
+        return replace(task, verifiers=left, broken=broken) if left else None
+
+    def _left(self, task: Task) -> tuple[str, ...]:
+        bench = self._benches[task.preset]
+        return tuple(name for name in task.verifiers if bench.cell(task.suspect, name) not in self._done)
+
+    def _handle(self, event: Event) -> None:
+        task = event.task
+        if event.fatal:
+            raise StoreError(str(event.error))
+        if event.row is not None:
+            self._store.append(event.row)
+            if is_done(event.row):
+                self._done.add(event.row["key"])
             return
-        for name in names:
-            self.store.append({**base, **self._score(suspect, name, model)})
+        self._running.pop(task.name)()
+        if event.died:
+            self._deaths[task.name] += 1
+            logger.warning("%s: %s", task.name, event.error)
+            if self._deaths[task.name] < _TRIES:
+                self.todo.insert(0, task)
+                return
+        self._finish(task)
+        if event.error is None:
+            return
+        logger.warning("%s failed: %s", task.name, event.error)
+        if task.kind == "model":
+            what, number = task.suspect.role, "" if task.suspect.role == "victim" else f" {task.suspect.seed}"
+            self._broken.setdefault((task.preset, what), f"the {what}{number} could not be made: {event.error}")
+        elif task.kind == "fingerprint":
+            self._broken[task.preset, task.verifiers[0]] = event.error
+        else:
+            self._fail(task, event.error)
 
-    def _robustness(self, suspect: SuspectModel, model: PyTorchClassifier) -> dict[str, Any]:
-        """Attack a model with its own examples. An attack that fails is missed in the rows, and ends nothing."""
-        x, y = (array[: self.preset.nb_robustness] for array in (self.data.x_test, self.data.y_test))
-        found = {}
-        for name, params in self.preset.robustness.items():
-            try:
-                found[name] = robustness(model, x, y, name, **params).to_dict()
-            except InvalidInputError:
-                logger.exception("%s on %s seed %d failed", name, suspect.label, suspect.seed)
-        return found
-
-    def _unscored(self, suspect: SuspectModel, name: str, error: Exception) -> dict[str, Any]:
-        return {
-            "key": self._cell(suspect, name),
-            "verifier": name,
-            "verifier_params": as_json(self.preset.verifiers[name]),
-            "metrics": {},
-            "derived": None,
-            "status": "failed",
-            "reason": f"{type(error).__name__}: {error}",
-        }
-
-    def _score(self, suspect: SuspectModel, name: str, model: PyTorchClassifier) -> dict[str, Any]:
-        verifier = self.verifiers[name]
-        if isinstance(verifier, Exception):
-            return self._unscored(suspect, name, verifier)
-        started = time.perf_counter()
-        try:
-            verdict = verifier.verify(model, allow_reference=suspect.role == "reference")
-        except Exception as error:
-            logger.exception("%s on %s seed %d failed", name, suspect.label, suspect.seed)
-            return self._unscored(suspect, name, error)
-        metrics = {
-            metric: {name: value for name, value in asdict(result).items() if name != "reason"}
-            | {"value": result.value if np.isfinite(result.value) else None}
-            for metric, result in verdict.metrics.items()
-        }
-        return {
-            "key": self._cell(suspect, name),
-            "verifier": name,
-            "verifier_params": as_json(self.preset.verifiers[name]),
-            "metrics": metrics,
-            "derived": verdict.derived,
-            "verify_seconds": time.perf_counter() - started,
-            "queries": verdict.queries,
-            "status": "ok" if verdict.complete else "failed",
-            "reason": verdict.reason,
-        }
-
-    # ------------------------------------------------------------------ models
-    def suspects(self) -> list[SuspectModel]:
-        """Return every model that is scored: the victim itself, references, negatives, then the attacks' surrogates."""
-        preset = self.preset
-        found = [
-            SuspectModel("Victim", "victim", preset.victim_seed, self._key("victim", preset.victim_seed), self._victim)
-        ]
-        for index in range(preset.nb_references):
-            seed = derive_seed(preset.victim_seed, "reference", index)
-            found.append(
-                SuspectModel("Reference", "reference", index, self._key("victim", seed), self._reference(index))
-            )
-        for seed in range(self.seeds):
-            found.append(SuspectModel("Negative", "negative", seed, self._key("negative", seed), self._negative(seed)))
-        for label in self.attack_labels:
-            setting = preset.attacks[label]
-            for seed in range(self.seeds):
-                found.append(
-                    SuspectModel(
-                        label,
-                        "surrogate",
-                        seed,
-                        self._surrogate_key(setting, seed),
-                        self._surrogate(setting, seed),
-                        setting.attack,
-                        as_json(setting.params),
-                    )
-                )
-        return found
-
-    def _key(self, kind: str, seed: int) -> str:
-        recipe = self.preset.negative_recipe if kind == "negative" else self.preset.victim_recipe
-        return cell_key(kind=kind, recipe=asdict(recipe), seed=seed, **self._made_from)
-
-    def _surrogate_key(self, setting: AttackSetting, seed: int) -> str:
-        return cell_key(
-            victim=self._key("victim", self.preset.victim_seed),
-            setting=asdict(setting),
-            subset_ratio=self.preset.subset_ratio,
-            seed=seed,
-        )
-
-    def _cell(self, suspect: SuspectModel, verifier: str) -> str:
-        return cell_key(suspect=suspect.key, label=suspect.label, fingerprint=self._fingerprint_key(verifier))
-
-    def _fingerprint_key(self, verifier: str) -> str:
-        preset = self.preset
-        return cell_key(
-            victim=self._key("victim", preset.victim_seed),
-            verifier=verifier,
-            params=as_json(preset.verifiers[verifier]),
-            nb_references=preset.nb_references,
-        )
-
-    def _untrained(self) -> PyTorchClassifier:
-        with forked_random_state():
-            return wrap(self.preset.architecture(), self.data, self.device_type)
-
-    def _kept(self, key: str, make: Callable[[], PyTorchClassifier]) -> PyTorchClassifier:
-        model = self._untrained()
-        notes = self.store.load_weights(key, network_of(model))
-        if notes is None:
-            model = make()
-            notes = dict(getattr(model, "surrogate_info", {}))
-            self.store.save_weights(key, network_of(model), notes)
-        network_of(model).eval()
-        model.surrogate_info = notes
-        return model
-
-    def _victim(self) -> PyTorchClassifier:
-        return self._trained("victim", self.preset.victim_seed)
-
-    def _reference(self, index: int) -> Callable[[], PyTorchClassifier]:
-        return lambda: self._trained("victim", derive_seed(self.preset.victim_seed, "reference", index))
-
-    def _negative(self, seed: int) -> Callable[[], PyTorchClassifier]:
-        return lambda: self._trained("negative", seed)
-
-    def _trained(self, kind: str, seed: int) -> PyTorchClassifier:
-        train, recipe = (
-            (train_negative, self.preset.negative_recipe)
-            if kind == "negative"
-            else (train_victim, self.preset.victim_recipe)
-        )
-        return self._kept(
-            self._key(kind, seed),
-            lambda: train(self.preset.architecture, self.data, recipe, seed, self.device_type),
-        )
-
-    def _surrogate(self, setting: AttackSetting, seed: int) -> Callable[[], PyTorchClassifier]:
-        def derive() -> PyTorchClassifier:
-            attack = getattr(attacks, setting.attack)(self.victim, seed=seed, **setting.params)
-            x, y = substitute_data(self.data, self.victim, setting.source, self.preset.subset_ratio, seed)
-            surrogate: PyTorchClassifier = attack.generate(x, y if setting.true_labels else None)
-            return surrogate
-
-        return lambda: self._kept(self._surrogate_key(setting, seed), derive)
-
-    def _verifier(self, name: str, references: Callable[[], list[PyTorchClassifier]]) -> verifiers.Verifier:
-        path = self.store.fingerprints / f"{name}.{self._fingerprint_key(name)}.safetensors"
-        kind: type[verifiers.Verifier] = getattr(verifiers, name)
-        try:
-            return kind.from_fingerprint(Fingerprint.load(path))
-        except FingerprintFileError:
-            pass
-        verifier = kind(self.victim, **self.preset.verifiers[name])
-        fingerprint = verifier.extract(self.data.x_train, self.data.y_train)
-        verifier.calibrate(references())
-        fingerprint.save(path)
-        return verifier
+    def _fail(self, task: Task, reason: str) -> None:
+        for row in self._benches[task.preset].failed_rows(task.suspect, self._left(task), reason):
+            self._store.append(row)
 
 
-def substitute_data(
-    data: Dataset, victim: PyTorchClassifier, source: str, subset_ratio: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the attacker's images and labels: ``"train"``, a stratified ``"subset"`` of it, or ``"apart"``."""
-    if source == "train":
-        return data.x_train, data.y_train
-    if source == "apart":
-        return data.x_apart, data.y_apart
-    chosen = select_substitute(victim.predict(data.x_train).argmax(1), subset_ratio, seed=seed)
-    return data.x_train[chosen], data.y_train[chosen]
-
-
-def _chosen(kind: str, wanted: Iterable[str] | None, known: Mapping[str, Any]) -> list[str]:
-    names = list(known) if wanted is None else list(dict.fromkeys(wanted))
-    for name in names:
-        if name not in known:
-            raise InvalidInputError(f"The preset has no {kind} {name!r}; it has {', '.join(known)}.")
-    return names
+def _claim(bench: Workbench, task: Task) -> str:
+    """Return the name under which runs tell each other that they are at a task."""
+    what = bench.fingerprint_key(task.verifiers[0]) if task.kind == "fingerprint" else task.suspect.key
+    return cell_key(kind=task.kind, what=what, label=task.suspect.label)

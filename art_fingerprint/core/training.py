@@ -51,6 +51,19 @@ class EpochBatches(Protocol):
     def __len__(self) -> int: ...
 
 
+def nb_batches(n: int, batch_size: int) -> int:
+    """Return the number of batches in an epoch of n samples: a remainder of one sample is dropped."""
+    whole, rest = divmod(n, min(batch_size, n))
+    return whole + (rest > 1)
+
+
+def samples_in_steps(n: int, batch_size: int, steps: int) -> int:
+    """Return how many samples so many batches hold, over as many epochs of n samples as that takes."""
+    size = min(batch_size, n)
+    epochs, left = divmod(steps, nb_batches(n, size))
+    return epochs * (n - (n % size == 1)) + left * size
+
+
 class Batches:
     """Endless mini-batches of one data set, reshuffled every epoch from a seed of their own.
 
@@ -97,8 +110,7 @@ class Batches:
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
-        whole, rest = divmod(len(self._variants[0]), self.batch_size)
-        return whole + (rest > 1)
+        return nb_batches(len(self._variants[0]), self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         n = len(self._variants[0])

@@ -19,7 +19,7 @@ def accuracy(classifier: Any, x: np.ndarray, y: np.ndarray) -> float:
     """
     images = check_images(x, tuple(classifier.input_shape))
     labels = check_labels(y, len(images), int(classifier.nb_classes))
-    return float((_predicted(classifier, images) == labels).mean())
+    return float((predicted_labels(classifier, images) == labels).mean())
 
 
 def accuracy_drop(victim_accuracy: float, suspect_accuracy: float) -> float:
@@ -30,10 +30,11 @@ def accuracy_drop(victim_accuracy: float, suspect_accuracy: float) -> float:
 def agreement(victim: Any, suspect: Any, x: np.ndarray) -> float:
     """Return the share of samples on which two classifiers predict one label, in [0, 1]. Cost: n forwards of each."""
     images = check_images(x, tuple(victim.input_shape))
-    return float((_predicted(victim, images) == _predicted(suspect, images)).mean())
+    return float((predicted_labels(victim, images) == predicted_labels(suspect, images)).mean())
 
 
-def _predicted(classifier: Any, images: np.ndarray) -> np.ndarray:
+def predicted_labels(classifier: Any, images: np.ndarray) -> np.ndarray:
+    """Return the predicted classes ``(n,)``; the classifier's train/eval mode is as before. Cost: n forward samples."""
     with guarded(classifier, weights=False):  # ART switches the model to evaluation mode and leaves it there
         labels: np.ndarray = classifier.predict(images).argmax(1)
     return labels

@@ -136,6 +136,10 @@ class Verifier(abc.ABC):
         """Tell whether extraction with the present parameters differentiates the victim."""
         return self.source_access == "gradients"
 
+    def _extraction_passes(self, nb_images: int) -> float | None:
+        """Return what :meth:`expected_extraction_passes` says."""
+        return None
+
     # ------------------------------------------------------------------ public verbs
     def extract(self, x: np.ndarray, y: np.ndarray | None = None) -> Fingerprint:
         """Extract the victim's fingerprint, keep it as :attr:`fingerprint` and return it.
@@ -280,6 +284,19 @@ class Verifier(abc.ABC):
         found = self._measure(suspect, outputs, budget, both_spaces=soft)
         directions = {m.name: m.direction for m in self.metrics}
         return conclude(found, directions, calibration, vote, fingerprint)
+
+    def expected_extraction_passes(self, nb_images: int) -> float | None:
+        """Return what :meth:`extract` costs on so many images, in forward passes of one sample through the victim.
+
+        A gradient of the input counts as one, a pass that ends at a layer as a whole one. Where points may stop early
+        an upper bound, but for a few per cent. Checks of a few samples are left out. ``None``: not known.
+        """
+        check_number("nb_images", nb_images, 1, integer=True)
+        return self._extraction_passes(nb_images)
+
+    def expected_queries(self) -> int | None:
+        """Return the samples that one suspect is sent: at most before extraction, exactly after it; or ``None``."""
+        return None
 
     @classmethod
     def from_profile(cls: type[Self], classifier: PyTorchClassifier | None, profile: str, **overrides: Any) -> Self:

@@ -25,6 +25,7 @@ from art_fingerprint.verifiers.fingerprint import Fingerprint
 METHODS = ("pgd", "fgsm", "cw")
 BLACK_BOX = black_box.METRICS
 WHITE_BOX = white_box.METRICS
+FAMILIES = {black_box: BLACK_BOX, white_box: WHITE_BOX}
 
 
 class DeepJudgeVerifier(Verifier):
@@ -291,6 +292,22 @@ class DeepJudgeVerifier(Verifier):
             arrays.update({name: array.numpy() for name, array in more_arrays.items()})
             facts.update(more_facts)
         return arrays, facts
+
+    def _extraction_passes(self, nb_images: int) -> float | None:
+        asked = [family for family, names in FAMILIES.items() if self.wants(*names)]
+        if black_box in asked and self.method == "cw":  # ART searches as long as it likes
+            return None
+        if white_box in asked and self.estimator is None:  # whose layer says how many neurons there are
+            return None
+        return nb_images + float(sum(family.extraction_passes(self, nb_images) for family in asked))
+
+    def expected_queries(self) -> int | None:
+        asked = [family for family, names in FAMILIES.items() if self.wants(*names)]
+        if self.fingerprint is not None:
+            return sum(int(self.fingerprint.facts.get(family.NB_QUERIES, 0)) for family in asked)
+        if white_box in asked and self.estimator is None:
+            return None
+        return sum(family.most_queries(self) for family in asked)
 
     def _score(self, suspect: Suspect, fingerprint: Fingerprint) -> dict[str, float]:
         scores: dict[str, float] = {}

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from art_fingerprint.verifiers.deepjudge import DeepJudgeVerifier
 
 METRICS = ("RobD", "JSD")
+NB_QUERIES = "nb_examples"  # the fact that says how many samples a suspect is sent
 
 
 def extract(
@@ -94,6 +95,17 @@ def _ascend(verifier: DeepJudgeVerifier, victim: LogitsNetwork, seeds: Tensor, l
         batch_size=verifier.batch_size,
         device=victim.device,
     )
+
+
+def extraction_passes(verifier: DeepJudgeVerifier, nb_images: int) -> int:
+    """Return the passes of :func:`extract` by gradients, from so many images."""
+    iterations = 1 if verifier.method == "fgsm" else verifier.max_iter_attack
+    return min(verifier.nb_seeds, nb_images) * (2 * iterations + 1)
+
+
+def most_queries(verifier: DeepJudgeVerifier) -> int:
+    """Return the most samples that a suspect is sent."""
+    return verifier.nb_seeds
 
 
 def score(

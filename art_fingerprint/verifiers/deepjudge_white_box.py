@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from art_fingerprint.core.classifier import LogitsNetwork, clip_bounds
+from art_fingerprint.core.classifier import LogitsNetwork, check_classifier, clip_bounds, guarded
 from art_fingerprint.core.layers import resolve_layer
 from art_fingerprint.core.outputs import nonfinite_rows
 from art_fingerprint.core.perturbation import unit_length
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from art_fingerprint.verifiers.deepjudge import DeepJudgeVerifier
 
 METRICS = ("LOD", "LAD", "NOD", "NAD")
+NB_QUERIES = "nb_tests"  # the fact that says how many samples a suspect is sent
 _LARGEST_REFERENCE = 20_000
 
 
@@ -132,6 +133,34 @@ def _chosen_neurons(neurons: int | tuple[int, ...] | None, nb_neurons: int, laye
             f"`neurons` names neuron {int(chosen.max())}, but layer {layer!r} has neurons 0 to {nb_neurons - 1}."
         )
     return chosen.unique()
+
+
+def _nb_chosen(verifier: DeepJudgeVerifier) -> int:
+    """Return the number of neurons asked for, dead or not. Cost: four passes of two samples."""
+    victim = verifier.estimator
+    assert victim is not None
+    with guarded(victim, weights=False), torch.no_grad():
+        view = check_classifier(victim)
+        view.network.eval()
+        middle = sum(clip_bounds(victim)) / 2
+        example = view.preprocess(torch.full((2, *victim.input_shape), middle, device=victim.device))
+        layer = resolve_layer(view.network, None if verifier.layer == "auto" else verifier.layer, example)
+        pooled = formulas.pool_activations(tap(view.network, layer, example), verifier.pooling)
+    return len(_chosen_neurons(verifier.neurons, pooled.shape[1], layer))
+
+
+def extraction_passes(verifier: DeepJudgeVerifier, nb_images: int) -> int:
+    """Return the most passes of :func:`extract` from so many images, as if no pair ended early."""
+    nb_seeds = min(verifier.nb_seeds_whitebox, verifier.nb_seeds, nb_images)
+    nb_reference = min(nb_images, _LARGEST_REFERENCE) if verifier.reference == "data" else nb_seeds
+    nb_pairs = nb_seeds * _nb_chosen(verifier)
+    return nb_reference + nb_pairs * (2 * verifier.max_iter + 2)  # the last answers to tests
+
+
+def most_queries(verifier: DeepJudgeVerifier) -> int:
+    """Return the most samples that a suspect is sent."""
+    nb_seeds = min(verifier.nb_seeds_whitebox, verifier.nb_seeds)
+    return _nb_chosen(verifier) * min(nb_seeds, verifier.max_tests_per_neuron or nb_seeds)
 
 
 def score(

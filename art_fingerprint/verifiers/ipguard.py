@@ -279,6 +279,14 @@ class IPGuardVerifier(Verifier):
         }
         return {name: array.numpy() for name, array in arrays.items()}, facts
 
+    def _extraction_passes(self, nb_images: int) -> float:
+        n = self.nb_probes if self.initial_points == "noise" else min(self.nb_probes, nb_images)
+        return n * (3.0 + 2 * self.max_iter)
+
+    def expected_queries(self) -> int:
+        facts = {} if self.fingerprint is None else self.fingerprint.facts
+        return int(facts.get("nb_probes", self.nb_probes))
+
     def _score(self, suspect: Suspect, fingerprint: Fingerprint) -> dict[str, float]:
         nb_classes = int(fingerprint.facts["nb_classes"])
         if suspect.nb_classes != nb_classes and not self.allow_label_mismatch:

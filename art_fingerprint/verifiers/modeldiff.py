@@ -256,6 +256,15 @@ class ModelDiffVerifier(Verifier):
         }
         return {name: array.numpy() for name, array in arrays.items()}, facts
 
+    def _extraction_passes(self, nb_images: int) -> float:
+        n = min(self.nb_pairs, nb_images if self.generator == "pgd" else nb_images // 2)
+        more = {"pgd": 2 * n * self.max_iter, "search": 2 * n + 2 * self.search_iterations}
+        return 2.0 * n + more.get(self.generator, 0)
+
+    def expected_queries(self) -> int:
+        facts = {} if self.fingerprint is None else self.fingerprint.facts
+        return 2 * int(facts.get("nb_pairs", self.nb_pairs))
+
     def _score(self, suspect: Suspect, fingerprint: Fingerprint) -> dict[str, float]:
         probes = torch.cat(fingerprint.tensors("seeds", "partners"))
         outputs = suspect.logits(probes)

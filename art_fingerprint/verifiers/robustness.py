@@ -171,6 +171,19 @@ class RobustnessVerifier(Verifier):
         facts: dict[str, Any] = {f"nb_{name}": len(rows) for name in self._wanted()}
         return arrays, {**facts, "attacks": {name: self.attack(name).describe() for name in self._wanted()}}
 
+    def _extraction_passes(self, nb_images: int) -> float | None:
+        if self.estimator is None:
+            return None
+        steps, nb_classes = self.deepfool_steps, int(self.estimator.nb_classes)
+        each = {"FGSM": 2, "PGD": 2 * self.steps, "DeepFool": 3 * (steps + 1) + nb_classes * steps}
+        answered = sum(each[name] + 1.0 for name in self._wanted())
+        return nb_images + min(self.nb_seeds, nb_images) * answered
+
+    def expected_queries(self) -> int:
+        if self.fingerprint is None:
+            return self.nb_seeds * len(self._wanted())
+        return sum(int(self.fingerprint.facts.get(f"nb_{name}", 0)) for name in self._wanted())
+
     def _score(self, suspect: Suspect, fingerprint: Fingerprint) -> dict[str, float]:
         nb_classes = int(fingerprint.facts["nb_classes"])
         wanted = self._wanted()

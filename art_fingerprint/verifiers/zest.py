@@ -304,6 +304,13 @@ class ZestVerifier(Verifier):
         counts = {"requested_images": self.nb_images, "nb_images": len(images), "nb_probes": len(plan)}
         return arrays, {**facts, **counts, "outputs": client.kind}
 
+    def _extraction_passes(self, nb_images: int) -> float:
+        return float(min(nb_images, self.nb_images) * self.nb_masks)
+
+    def expected_queries(self) -> int:
+        facts = {} if self.fingerprint is None else self.fingerprint.facts
+        return int(facts.get("nb_probes", self.nb_images * self.nb_masks))
+
     def _score(self, suspect: Suspect, fingerprint: Fingerprint) -> dict[str, float]:
         if self.align == "identity":
             check_same_classes(fingerprint.facts["nb_classes"], suspect.nb_classes)

@@ -16,6 +16,7 @@ from torch import Tensor
 from art_fingerprint.core.checks import check_number, check_seed
 from art_fingerprint.core.seeding import numpy_generator
 from art_fingerprint.core.training import Batch, Batches
+from art_fingerprint.evaluation.fidelity import predicted_labels
 from art_fingerprint.zoo.lazy_images import LazyImages
 
 _AHEAD = 2
@@ -128,7 +129,7 @@ class ImageStream(DataGenerator):
         return self._images[index], None if self._labels is None else self._labels[index]
 
 
-def predicted_labels(classifier: Any, images: np.ndarray | LazyImages, chunk: int = 2048) -> np.ndarray:
+def labels_in_chunks(classifier: Any, images: np.ndarray | LazyImages, chunk: int = 2048) -> np.ndarray:
     """Return a classifier's labels ``(n,)``, decoding ``chunk`` images at a time. Cost: n forward samples."""
-    parts = [classifier.predict(images[start : start + chunk]).argmax(1) for start in range(0, len(images), chunk)]
+    parts = [predicted_labels(classifier, images[start : start + chunk]) for start in range(0, len(images), chunk)]
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,75 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+import art_fingerprint.attacks as attacks
+import art_fingerprint.verifiers as verifiers
 from art_fingerprint.core.classifier import check_output, evaluating, network_of
 from art_fingerprint.core.files import write_whole
 from art_fingerprint.core.seeding import forked_random_state
+from art_fingerprint.core.taps import near_names
 from art_fingerprint.exceptions import InvalidInputError
+
+
+def attack_class(name: str) -> type[attacks.RemovalAttack]:
+    """Return the attack class that a name stands for.
+
+    :param name: A class of ``art_fingerprint.attacks``, with or without ``Attack`` at its end, or
+        ``package.module:Class`` for one of your own, looked for in the current folder, too.
+    :raises InvalidInputError: there is none; the message lists near names.
+    """
+    known = [key for key in attacks.__all__ if key.endswith("Attack") and key != "RemovalAttack"]
+    return _named("attack", attacks, known, "Attack", attacks.RemovalAttack, name)
+
+
+def verifier_class(name: str, own: bool = True) -> type[verifiers.Verifier]:
+    """Return the verifier class that a name stands for; as :func:`attack_class`.
+
+    :param own: Whether ``package.module:Class`` is taken, which imports that module. Not for names from a file that
+        somebody else may have made.
+    """
+    if not own and ":" in name:
+        raise InvalidInputError(f"A file names the verifier {name!r}: say yourself which class is meant.")
+    known = [key for key in verifiers.__all__ if key.endswith("Verifier") and key != "Verifier"]
+    return _named("verifier", verifiers, known, "Verifier", verifiers.Verifier, name)
+
+
+def _named(what: str, package: Any, known: Sequence[str], ending: str, base: type, name: str) -> Any:
+    if ":" in name:
+        found = load_object(name, what)
+        if not (isinstance(found, type) and issubclass(found, base)):
+            raise InvalidInputError(f"The {what} {name!r} is no subclass of {base.__name__}.")
+        return found
+    for candidate in (name, name + ending):
+        if candidate in known:
+            return getattr(package, candidate)
+    near = near_names(known, name)
+    hint = f" Near names: {', '.join(near)}." if near else f" There are {', '.join(known)}."
+    raise InvalidInputError(f"There is no {what} {name!r}.{hint}")
+
+
+def check_parameters(kind: type[attacks.RemovalAttack] | type[verifiers.Verifier], parameters: Iterable[str]) -> None:
+    """Raise unless an attack or a verifier has parameters of these names; near names are listed."""
+    known = kind.verifier_params if issubclass(kind, verifiers.Verifier) else kind.attack_params
+    unknown = [name for name in parameters if name not in known]
+    if unknown:
+        near = near_names(known, unknown[0])
+        hint = f" Near names: {', '.join(near)}." if near else ""
+        raise InvalidInputError(f"{kind.__name__} has no parameter {', '.join(map(repr, unknown))}.{hint}")
+
+
+def load_object(name: str, what: str = "object") -> Any:
+    """Return what ``package.module:name`` stands for; modules of the current folder are found, too.
+
+    :raises InvalidInputError: there is no such thing, or its module fails.
+    """
+    module_name, colon, attribute = name.partition(":")
+    if not (module_name and colon and attribute):
+        raise InvalidInputError(f"The {what} is named package.module:name, got {name!r}.")
+    try:
+        with forked_random_state(), _current_folder():
+            return getattr(importlib.import_module(module_name), attribute)
+    except Exception as error:  # whatever the user's own code raises
+        raise InvalidInputError(f"The {what} {name!r} cannot be found: {type(error).__name__}: {error}") from error
 
 
 def load_network(factory: str, nb_classes: int | None = None, channels: int | None = None) -> nn.Module:

@@ -27,6 +27,36 @@ _VERIFIERS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+def vgg19() -> nn.Module:
+    """Return the victim of CIFAR-10 with random weights."""
+    return victim_network("vgg19_bn", 10)
+
+
+def inception_v3() -> nn.Module:
+    """Return the victim of GTSRB with random weights."""
+    return victim_network("inception_v3", 43)
+
+
+def resnet50() -> nn.Module:
+    """Return the victim of skin lesions with random weights."""
+    return victim_network("resnet50", 7)
+
+
+def densenet121() -> nn.Module:
+    """Return the victim of CelebA with random weights."""
+    return victim_network("densenet121", 2)
+
+
+def vit_b32() -> nn.Module:
+    """Return the network that the victim of ImageNet starts from."""
+    return imagenet_vit()
+
+
+def vit_b32_sam() -> nn.Module:
+    """Return the network that negatives and references of ImageNet start from."""
+    return imagenet_vit("sam_in1k")
+
+
 def _attacks(
     *, tune: int, prune: int, distill: int, rate: float, tune_rate: float, hflip: bool, removal: Mapping[str, str]
 ) -> dict[str, AttackSetting]:
@@ -83,7 +113,7 @@ def _cifar10() -> Preset:
     return _preset(
         "cifar10-vgg19",
         "cifar10",
-        functools.partial(victim_network, "vgg19_bn", 10),
+        vgg19,
         1e-2,
         10_000,
         10_000,
@@ -104,7 +134,7 @@ def _gtsrb() -> Preset:
     preset = _preset(
         "gtsrb-inceptionv3",
         "gtsrb",
-        functools.partial(victim_network, "inception_v3", 43),
+        inception_v3,
         1e-2,
         2000,
         2000,
@@ -126,7 +156,7 @@ def _skin_lesion() -> Preset:
     preset = _preset(
         "skin-lesion-resnet50",
         "ham10000",
-        functools.partial(victim_network, "resnet50", 7),
+        resnet50,
         1e-2,
         5000,
         10_000,
@@ -152,7 +182,7 @@ def _celeba(attribute: int, apart: str) -> Preset:
     return _preset(
         f"celeba{attribute}-densenet121",
         f"celeba-{attribute}",
-        functools.partial(victim_network, "densenet121", 2),
+        densenet121,
         5e-3,
         10_000,
         5000,
@@ -173,7 +203,7 @@ def _imagenet() -> Preset:
     preset = _preset(
         "imagenet-vit_b32",
         "imagenet",
-        imagenet_vit,
+        vit_b32,
         1e-2,
         20_000,
         100_000,
@@ -194,9 +224,9 @@ def _imagenet() -> Preset:
         verifiers={name: params for name, params in preset.verifiers.items() if name != "DeepJudgeVerifier"},
         nb_references=5,
         dataset_options={"max_samples": {"test": 5000}},
-        independent_architecture=functools.partial(imagenet_vit, "sam_in1k"),
-        reason=f"{preset.reason} The victim starts from timm's weights; negatives, as in the paper, and references from "
-        "those of SAM. 5000 of the 50000 validation images are the test set, which keeps it in memory.",
+        independent_architecture=f"{__name__}:{vit_b32_sam.__name__}",
+        reason=f"{preset.reason} The victim starts from timm's weights; negatives, as in the paper, and references "
+        "from those of SAM. 5000 of the 50000 validation images are the test set, which keeps it in memory.",
     )
 
 

@@ -49,9 +49,12 @@ class Preset:
     :ivar reason: Why settings differ from the paper's.
     :ivar robustness: torchattacks class name to parameters, for the robust accuracy of every model; empty for none.
     :ivar nb_robustness: Test images that are attacked, the first ones.
+    :ivar nb_negatives: Independent models that are judged; ``None``: one for each seed. AUC and rates want twenty.
+    :ivar calibration: Arguments of ``Verifier.calibrate``, ``{"rule": "fpr", "false_positive_rate": 0.05}`` say.
     :ivar dataset_options: Keyword arguments of :func:`.load_dataset`.
-    :ivar independent_architecture: Makes the network that negatives and references start from; ``None``: as the
-        victim. Set where the victim starts from published weights: models with one start are not independent.
+    :ivar independent_architecture: ``package.module:function`` that makes the network from which negatives and
+        references start; ``None``: as the victim. Set where the victim starts from published weights: models with one
+        start are not independent.
     """
 
     name: str
@@ -70,5 +73,7 @@ class Preset:
         default_factory=lambda: {"FGSM": {}, "PGD": {}, "DeepFool": {}}  # Table IV's, see core.adversarial.DEFAULTS
     )
     nb_robustness: int = 200
+    nb_negatives: int | None = None
+    calibration: Mapping[str, Any] = field(default_factory=dict)
     dataset_options: Mapping[str, Any] = field(default_factory=dict)
-    independent_architecture: Callable[[], nn.Module] | None = None
+    independent_architecture: str | None = None

@@ -376,6 +376,98 @@ def test_queries_are_those_that_the_fingerprint_states(case: Case, batch_size: i
     assert max(sent) <= batch_size
 
 
+# ---------------------------------------------------------------------- what it costs, said beforehand
+@contextmanager
+def counted(classifier: PyTorchClassifier) -> Iterator[list[int]]:
+    """Count samples that pass the first layer, forward and backward, also where a pass ends at a layer."""
+    passed: list[int] = []
+
+    def count(_module: object, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        passed.append(len(inputs[0]))
+        if output.requires_grad:
+            output.register_hook(lambda gradient: passed.append(len(gradient)))
+
+    hook = classifier.model.block1[0].register_forward_hook(count)
+    try:
+        yield passed
+    finally:
+        hook.remove()
+
+
+_CHECKS = 10  # samples of checks at the border, which no bound counts
+_EXACT: list[tuple[type[Verifier], Options]] = [
+    (DeepJudgeVerifier, {"metric_names": ["RobD"], "method": "pgd", "max_iter_attack": 3}),
+    (DeepJudgeVerifier, {"metric_names": ["JSD"], "method": "fgsm"}),
+    (DeepJudgeVerifier, {"neurons": 3, "multiplier": 1e6, "keep_best": True, "reference": "data"}),
+    (DeepJudgeVerifier, {"neurons": (0, 2), "multiplier": 1e6, "keep_best": True, "max_tests_per_neuron": 1}),
+    (IPGuardVerifier, {"margin": 1e6}),
+    (IPGuardVerifier, {"margin": 1e6, "initial_points": "noise", "nb_probes": 50}),
+    (ModelDiffVerifier, {}),
+    (ModelDiffVerifier, {"generator": "search", "search_iterations": 30}),
+    (ModelDiffVerifier, {"generator": "natural", "nb_pairs": 100}),
+    (RobustnessVerifier, {"metric_names": ["RobD-FGSM", "RobD-PGD"]}),
+    (RobustnessVerifier, {"metric_names": ["RobD-PGD"], "eps_space": "normalised"}),
+    (ZestVerifier, {"nb_masks": 10, "grid_cells": 8}),
+]
+
+
+@every_verifier
+def test_extraction_costs_at_most_what_is_said_beforehand(case: Case) -> None:
+    for changes in ({}, {"batch_size": 7}):
+        owned = victim()
+        verifier = make(case, owned, **changes)
+        before, drawn = state_of(owned), random_states()
+        most, queries = verifier.expected_extraction_passes(len(X)), verifier.expected_queries()
+        assert state_of(owned) == before
+        assert random_states() == drawn
+        assert most is not None
+        assert queries is not None
+        with counted(owned) as passed:
+            fingerprint = verifier.extract(X, Y)
+        assert most / 20 <= sum(passed) <= most + _CHECKS
+        assert queries >= case.probes(fingerprint) == verifier.expected_queries()
+        assert verifier.verify(independent(1)).queries == verifier.expected_queries()
+
+
+@pytest.mark.parametrize(("kind", "changes"), _EXACT, ids=lambda value: getattr(value, "__name__", str(value)))
+@pytest.mark.filterwarnings("ignore:.*(Only|only|neurons)")
+def test_extraction_that_never_ends_early_costs_the_bound(kind: type[Verifier], changes: Options) -> None:
+    owned = victim()
+    verifier = make(next(case for case in CASES if case.verifier is kind), owned, **changes)
+    most = verifier.expected_extraction_passes(len(X))
+    assert most is not None
+    with counted(owned) as passed:
+        verifier.extract(X)  # every seed is right
+    # DeepJudge counts on a test from every pair; here a neuron has one
+    assert abs(sum(passed) - most) <= _CHECKS
+
+
+@every_verifier
+def test_bounds_grow_with_the_images_and_know_what_they_do_not_know(case: Case, folder: Path) -> None:
+    verifier = make(case)
+    bounds = [verifier.expected_extraction_passes(n) or 0.0 for n in (2, 4, 20, 40, 10_000)]
+    assert bounds == sorted(bounds)
+    assert 0 < bounds[0] < bounds[2]
+    for bad in (0, 2.5, True):
+        with pytest.raises(InvalidInputError, match="`nb_images`"):
+            verifier.expected_extraction_passes(bad)  # type: ignore[arg-type]
+    asked = ready(case, folder)
+    assert asked.expected_queries() == asked.verify(independent(1)).queries
+    asked.set_params(metric_names=[case.verifier.metrics[-1].name])
+    assert asked.expected_queries() == asked.verify(independent(1)).queries
+
+
+def test_what_nobody_can_say_is_none() -> None:
+    assert DeepJudgeVerifier(None).expected_queries() is None  # the layer is the victim's
+    assert DeepJudgeVerifier(None).expected_extraction_passes(40) is None
+    assert DeepJudgeVerifier(None, metric_names=["RobD"]).expected_queries() == 1000
+    assert DeepJudgeVerifier(victim(), method="cw").expected_extraction_passes(40) is None
+    assert RobustnessVerifier(None).expected_extraction_passes(40) is None
+    for verifier in (IPGuardVerifier(None), ModelDiffVerifier(None), ZestVerifier(None)):
+        assert verifier.expected_extraction_passes(40) is not None
+        assert verifier.expected_queries() is not None
+
+
 # ---------------------------------------------------------------------- suspects that fail, budgets that end
 @every_verifier
 def test_budgets_keep_what_is_complete(case: Case, folder: Path) -> None:

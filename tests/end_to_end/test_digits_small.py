@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from art_fingerprint.benchmark.plan import Plan
 from art_fingerprint.benchmark.runner import Bench
 from art_fingerprint.benchmark.store import read_rows
 from art_fingerprint.reporting.tables import table_one
@@ -33,7 +34,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
         nb_references=3,
     )
     folder: Path = tmp_path_factory.mktemp("digits")
-    Bench(few, folder, seeds=1, only_attacks=["FT(0.5)"], device_type="cpu", verbose=False).run()
+    Bench(Plan.from_preset(few, 1, attacks=["FT(0.5)"]), folder, device_type="cpu", verbose=False).run()
     return read_rows(folder)
 
 

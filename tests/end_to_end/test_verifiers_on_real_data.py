@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
+from art_fingerprint.benchmark.plan import Plan
 from art_fingerprint.benchmark.runner import Bench
 from art_fingerprint.benchmark.store import read_rows
+from art_fingerprint.benchmark.workbench import Workbench
 from art_fingerprint.evaluation.roc import roc_auc
 from art_fingerprint.verifiers import RobustnessVerifier
 from art_fingerprint.verifiers.calibration import is_derived, threshold
@@ -48,6 +50,7 @@ class Setup:
         verifiers = {name: {**preset.verifiers[name], **self.verifiers.get(name, {})} for name in VERIFIERS}
         return replace(
             preset,
+            nb_negatives=NB_NEGATIVES,
             victim_recipe=replace(preset.victim_recipe, max_iter=self.max_iter),
             negative_recipe=replace(preset.negative_recipe, max_iter=self.max_iter),
             attacks={
@@ -94,9 +97,8 @@ def setup(request: pytest.FixtureRequest) -> Setup:
 @pytest.fixture(scope="module")
 def folder(setup: Setup, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp(setup.preset)
-    preset = setup.reduced()
-    Bench(preset, folder, seeds=NB_NEGATIVES, only_attacks=[], device_type="cpu", verbose=False).run()
-    Bench(preset, folder, seeds=1, device_type="cpu", verbose=False).run()
+    plan = Plan.from_preset(setup.reduced(), seeds=1)
+    Bench(plan, folder, device_type="cpu", verbose=False).run()
     return folder
 
 
@@ -154,13 +156,12 @@ def test_independent_models_are_not_accused(rows: list[Row], verifier: str) -> N
 
 def test_robustness_by_transfer_separates_copies_from_independent_models(setup: Setup, folder: Path) -> None:
     """The victim's own adversarial examples fool its copies more often than any independent model."""
-    preset = setup.reduced()
-    one, several = (Bench(preset, folder, seeds=n, device_type="cpu", verbose=False) for n in (1, NB_NEGATIVES))
-    victim = next(suspect for suspect in one.suspects() if suspect.role == "victim").make()
-    verifier = RobustnessVerifier(victim, nb_seeds=300, eps=0.1, alpha=0.025, metric_names=("RobD-FGSM", "RobD-PGD"))
-    verifier.extract(one.data.x_test, one.data.y_test)
-    copies = [verifier.score(s.make()) for s in one.suspects() if s.role == "surrogate"]
-    negatives = [verifier.score(s.make()) for s in several.suspects() if s.role == "negative"]
+    work = Workbench(setup.reduced(), folder, seeds=[0], device_type="cpu")
+    metrics = ("RobD-FGSM", "RobD-PGD")
+    verifier = RobustnessVerifier(work.victim, nb_seeds=300, eps=0.1, alpha=0.025, metric_names=metrics)
+    verifier.extract(work.data.x_test, work.data.y_test)
+    copies = [verifier.score(work.model(s)) for s in work.suspects if s.role == "surrogate"]
+    negatives = [verifier.score(work.model(s)) for s in work.suspects if s.role == "negative"]
     assert (len(copies), len(negatives)) == (len(COPIES), NB_NEGATIVES)
-    for name in ("RobD-FGSM", "RobD-PGD"):
+    for name in metrics:
         assert roc_auc([s[name] for s in copies], [s[name] for s in negatives], "distance") == 1, name

@@ -17,19 +17,24 @@ import numpy as np
 import pytest
 import torch
 from art.estimators.classification import BlackBoxClassifierNeuralNetwork, PyTorchClassifier
+from safetensors.torch import save_file
 from torch import nn
 
 from art_fingerprint.attacks import FineTuningAttack, RemovalNetAttack
 from art_fingerprint.attacks.base import RemovalAttack
-from art_fingerprint.benchmark import runner
-from art_fingerprint.benchmark.runner import Bench, substitute_data
+from art_fingerprint.benchmark import workbench
+from art_fingerprint.benchmark.plan import Plan
+from art_fingerprint.benchmark.runner import Bench
 from art_fingerprint.benchmark.store import ADDED_KEYS, KEYS, Store, cell_key, read_rows
+from art_fingerprint.benchmark.workbench import Workbench, substitute_data
 from art_fingerprint.evaluation.fidelity import accuracy, accuracy_drop, agreement
 from art_fingerprint.exceptions import CalibrationError, InvalidInputError, SuspectFailedError, TrainingDivergedError
 from art_fingerprint.verifiers import IPGuardVerifier, ZestVerifier
 from art_fingerprint.verifiers.base import Verifier
 from art_fingerprint.zoo.datasets import load_digits
+from art_fingerprint.zoo.loading import load_weights
 from art_fingerprint.zoo.presets import Preset
+from tests.conftest import wrap
 from tests.tiny_preset import small, tiny
 
 Row = dict[str, Any]
@@ -42,8 +47,14 @@ SUSPECTS = {"Victim": 1, "Reference": 2, "Negative": 2, "FT(0.5)": 2, "RemovalNe
 CELLS = 2 * sum(SUSPECTS.values())
 
 
-def bench(folder: Path, preset: Preset | None = None, **options: Any) -> list[Row]:
-    Bench(preset or tiny(), folder, **{"seeds": 2, "device_type": "cpu", "verbose": False, **options}).run()
+def bench(
+    folder: Path,
+    preset: Preset | None = None,
+    seeds: int = 2,
+    attacks: list[str] | None = None,
+    verifiers: list[str] | None = None,
+) -> list[Row]:
+    Bench(Plan.from_preset(preset or tiny(), seeds, attacks, verifiers), folder, device_type="cpu", verbose=False).run()
     return read_rows(folder)
 
 
@@ -92,7 +103,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         return wrapped
 
     for name in ("train_victim", "train_negative"):
-        monkeypatch.setattr(runner, name, counted(name, getattr(runner, name)))
+        monkeypatch.setattr(workbench, name, counted(name, getattr(workbench, name)))
     monkeypatch.setattr(RemovalAttack, "generate", counted("generate", RemovalAttack.generate))
     for name in ("extract", "verify"):
         monkeypatch.setattr(Verifier, name, counted(name, getattr(Verifier, name)))
@@ -268,7 +279,7 @@ def test_changed_verifier_parameter_scores_all_suspects_and_makes_none(folder: P
     ids=["architecture", "seed", "recipe"],
 )
 def test_another_victim_computes_everything_that_hangs_on_it(folder: Path, change: Row, work: Counter[str]) -> None:
-    rows = bench(folder, replace(tiny(), **change), seeds=1, only_verifiers=["IPGuardVerifier"])
+    rows = bench(folder, replace(tiny(), **change), seeds=1, verifiers=["IPGuardVerifier"])
     new = rows[CELLS:]
     assert len(new) == 6
     assert {row["victim"] for row in new}.isdisjoint(row["victim"] for row in rows[:CELLS])
@@ -295,15 +306,15 @@ def test_half_line_without_content_is_cut_off(folder: Path) -> None:
 
 
 def test_stopped_run_goes_on(tmp_path: Path, work: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    score = Bench._score
+    score = Workbench._score
 
-    def stop(self: Bench, suspect: Any, name: str, model: Any) -> Row:
+    def stop(self: Workbench, suspect: Any, name: str, model: Any) -> Row:
         if suspect.label == "FT(0.5)" and name == "ZestVerifier":
             raise KeyboardInterrupt
         return score(self, suspect, name, model)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Bench, "_score", stop)
+        patch.setattr(Workbench, "_score", stop)
         with pytest.raises(KeyboardInterrupt):
             bench(tmp_path, seeds=1)
     assert len(read_rows(tmp_path)) == 9
@@ -351,9 +362,9 @@ def test_damaged_fingerprints_are_computed_anew(folder: Path, work: Counter[str]
 
 
 def test_results_do_not_depend_on_what_was_cached(finished: Path, tmp_path: Path) -> None:
-    bench(tmp_path, only_attacks=["RemovalNet(apart)"], only_verifiers=["ZestVerifier"], seeds=1)
+    bench(tmp_path, attacks=["RemovalNet(apart)"], verifiers=["ZestVerifier"], seeds=1)
     shutil.rmtree(tmp_path / "fingerprints")
-    bench(tmp_path, only_attacks=[], only_verifiers=["IPGuardVerifier"])
+    bench(tmp_path, attacks=[], verifiers=["IPGuardVerifier"])
     shutil.rmtree(tmp_path / "models")
     assert facts(bench(tmp_path)) == facts(read_rows(finished))
 
@@ -361,7 +372,7 @@ def test_results_do_not_depend_on_what_was_cached(finished: Path, tmp_path: Path
 def test_weights_of_one_setting_are_shared_between_rows(tmp_path: Path, work: Counter[str]) -> None:
     preset = tiny()
     twice = {"FT(0.5)": preset.attacks["FT(0.5)"], "tuned": preset.attacks["FT(0.5)"]}
-    rows = bench(tmp_path, replace(preset, attacks=twice), seeds=1, only_verifiers=["IPGuardVerifier"])
+    rows = bench(tmp_path, replace(preset, attacks=twice), seeds=1, verifiers=["IPGuardVerifier"])
     assert work["generate"] == 1
     assert rows[-1]["suspect"] == "tuned"
     assert rows[-1]["metrics"] == rows[-2]["metrics"]
@@ -433,19 +444,12 @@ def test_verifier_that_cannot_start_fails_its_own_cells(
     assert facts(rows) == facts(before)
 
 
-def test_unknown_attack_class_fails_its_row(folder: Path) -> None:
-    bad = replace(tiny().attacks["FT(0.5)"], attack="NoSuchAttack")
-    rows = bench(folder, replace(tiny(), attacks={"bad": bad}), seeds=1)[CELLS:]
-    assert [(row["suspect"], row["status"]) for row in rows] == [("bad", "failed")] * 2
-    assert "NoSuchAttack" in rows[0]["reason"]
-
-
 # ---------------------------------------------------------------------- bad input
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"only_attacks": ["FT(0.5)", "FT"]}, r"no attack row 'FT'; it has FT\(0.5\), RemovalNet\(apart\)"),
-        ({"only_verifiers": ["IPGuard"]}, "no verifier 'IPGuard'; it has IPGuardVerifier, ZestVerifier"),
+        ({"attacks": ["FT(0.5)", "FT"]}, r"no attack row 'FT'; it has FT\(0.5\), RemovalNet\(apart\)"),
+        ({"verifiers": ["IPGuard"]}, "no verifier 'IPGuard'; it has IPGuardVerifier, ZestVerifier"),
         ({"seeds": 0}, "`seeds` must be at least 1, got 0"),
     ],
 )
@@ -520,9 +524,15 @@ def test_thread_count_comes_back(
     folder: Path, monkeypatch: pytest.MonkeyPatch, wanted: int | None, inside: int
 ) -> None:
     seen = []
-    monkeypatch.setattr(Bench, "_run", lambda _self: seen.append(torch.get_num_threads()))
-    bench(folder, replace(tiny(), threads=wanted))
-    assert seen == [inside]
+    score = Workbench._score
+
+    def watch(self: Workbench, *arguments: Any) -> Row:
+        seen.append(torch.get_num_threads())
+        return score(self, *arguments)
+
+    monkeypatch.setattr(Workbench, "_score", watch)
+    bench(folder, replace(tiny(), threads=wanted), seeds=3, attacks=[])
+    assert seen == [inside] * 2
     assert torch.get_num_threads() == 3
 
 
@@ -531,7 +541,7 @@ def test_thread_count_comes_back_after_an_error(tmp_path: Path, monkeypatch: pyt
     def fail(*_arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Bench, "_prepare", fail)
+    monkeypatch.setattr(Workbench, "_score", fail)
     with pytest.raises(KeyboardInterrupt):
         bench(tmp_path)
     assert torch.get_num_threads() == 3
@@ -598,52 +608,79 @@ def test_store_refuses_nan(tmp_path: Path) -> None:
     assert store.rows() == []
 
 
-def test_weights_round_trip(tmp_path: Path) -> None:
+def small_model(width: int = 4) -> PyTorchClassifier:
+    return wrap(small(width), (1, 8, 8), 10)
+
+
+def test_models_round_trip(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    network: Any = small()
-    other = small()
-    network.block1[1].num_batches_tracked += 5
-    store.save_weights("k", network, {"seconds": 1.5, "layers": ["block2"]})
-    assert store.load_weights("k", other) == {"seconds": 1.5, "layers": ["block2"]}
-    for (name, one), two in zip(network.state_dict().items(), other.state_dict().values(), strict=True):
-        assert torch.equal(one, two), name
-    assert store.load_weights("missing", other) is None
-    assert sorted(path.name for path in store.models.iterdir()) == ["k.json", "k.safetensors"]
+    one, two = small_model(), small_model()
+    one.model.block1[1].num_batches_tracked += 5
+    store.save_model("k", one, {"seconds": 1.5, "layers": ["block2"]})
+    assert store.load_model("k", two) == {"seconds": 1.5, "layers": ["block2"]}
+    for name, tensor in one.model.state_dict().items():
+        assert torch.equal(tensor, two.model.state_dict()[name]), name
+    assert store.load_model("missing", two) is None
+    assert [path.name for path in store.models.iterdir()] == ["k.safetensors"]
+
+
+def test_kept_models_are_weights_for_the_command_line(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    one, two = small_model(), small()
+    store.save_model("k", one, {})
+    load_weights(two, store.models / "k.safetensors")
+    assert torch.equal(two.head.weight, one.model.head.weight)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("suffix", ["safetensors", "json"])
-def test_damaged_files_count_as_missing(tmp_path: Path, damage: str, suffix: str) -> None:
+def test_damaged_files_count_as_missing(tmp_path: Path, damage: str) -> None:
     store = Store(tmp_path)
-    store.save_weights("k", small(), {"params": {"ratio": 0.5}, "seconds": 1.25, "losses": {"ce": 0.1}})
-    DAMAGES[damage](store.models / f"k.{suffix}")
-    assert store.load_weights("k", small()) is None
+    store.save_model("k", small_model(), {"params": {"ratio": 0.5}, "seconds": 1.25, "losses": {"ce": 0.1}})
+    DAMAGES[damage](store.models / "k.safetensors")
+    assert store.load_model("k", small_model()) is None
 
 
-@pytest.mark.parametrize("content", ["null", "[1]", "{}", "3", '{"weights": "0", "notes": {}}'])
-def test_foreign_notes_count_as_missing(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize("card", [None, "null", "[1]", "{}", "3", '{"digest": "0", "notes": {}}', "{"])
+def test_foreign_notes_count_as_missing(tmp_path: Path, card: str | None) -> None:
     store = Store(tmp_path)
-    store.save_weights("k", small(), {})
-    (store.models / "k.json").write_text(content)
-    assert store.load_weights("k", small()) is None
+    state = {name: tensor.clone() for name, tensor in small().state_dict().items()}
+    save_file(state, store.models / "k.safetensors", metadata=None if card is None else {"art_fingerprint": card})
+    assert store.load_model("k", small_model()) is None
 
 
 def test_weights_of_another_network_are_not_taken(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.save_weights("k", small(), {})
-    assert store.load_weights("k", small(5)) is None
-    assert store.load_weights("k", nn.Linear(2, 2)) is None
+    store.save_model("k", small_model(), {})
+    assert store.load_model("k", small_model(5)) is None
 
 
 def test_tied_weights_are_kept(tmp_path: Path) -> None:
-    network: Any = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-    network[1].weight = network[0].weight
+    def tied() -> PyTorchClassifier:
+        network: Any = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Linear(64, 64))
+        network[2].weight = network[1].weight
+        return wrap(network, (1, 8, 8), 64)
+
     store = Store(tmp_path)
-    store.save_weights("k", network, {})
-    twin: Any = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-    twin[1].weight = twin[0].weight
-    assert store.load_weights("k", twin) == {}
-    assert torch.equal(twin[0].weight, network[0].weight)
+    one, two = tied(), tied()
+    store.save_model("k", one, {})
+    assert store.load_model("k", two) == {}
+    assert torch.equal(two.model[1].weight, one.model[1].weight)
+    assert two.model[2].weight is two.model[1].weight
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty", "truncated", "rubbish", "changed"])
+def test_damaged_facts_count_as_missing(tmp_path: Path, damage: str) -> None:
+    store = Store(tmp_path)
+    store.save_facts("k", {"accuracy": 0.75, "robustness": {"FGSM": {"accuracy": 0.5, "note": "x" * 100}}})
+    facts_of = store.load_facts("k")
+    assert facts_of is not None
+    assert facts_of["accuracy"] == 0.75
+    path = tmp_path / "facts" / "k.json"
+    if damage == "changed":
+        path.write_text(path.read_text().replace("0.75", "0.85"))
+    else:
+        DAMAGES[damage](path)
+    assert store.load_facts("k") is None
 
 
 # ---------------------------------------------------------------------- fidelity

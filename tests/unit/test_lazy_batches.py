@@ -19,7 +19,7 @@ from art_fingerprint.exceptions import DatasetError, InvalidInputError
 from art_fingerprint.zoo.architectures import SmallCNN
 from art_fingerprint.zoo.dataset import Dataset
 from art_fingerprint.zoo.datasets import load_dataset
-from art_fingerprint.zoo.lazy_batches import ImageStream, Prefetched, predicted_labels, training_images
+from art_fingerprint.zoo.lazy_batches import ImageStream, Prefetched, labels_in_chunks, training_images
 from art_fingerprint.zoo.lazy_images import LazyImages
 from art_fingerprint.zoo.recipes import Recipe, train_negative, train_victim, wrap
 from tests import photo_sets
@@ -164,5 +164,5 @@ def test_attacks_work_on_a_stream(held: Dataset, lazy: Dataset) -> None:
 def test_labels_are_predicted_in_chunks(held: Dataset, lazy: Dataset, chunk: int) -> None:
     victim = wrap(small(), held, "cpu")
     wanted = victim.predict(held.x_train).argmax(1)
-    assert predicted_labels(victim, lazy.x_train, chunk).tolist() == wanted.tolist()
-    assert predicted_labels(victim, held.x_train[:0]).tolist() == []
+    assert labels_in_chunks(victim, lazy.x_train, chunk).tolist() == wanted.tolist()
+    assert labels_in_chunks(victim, held.x_train[:0]).tolist() == []

@@ -1,0 +1,124 @@
+"""What a plan will cost, before it runs: for `--dry-run`, and for the time that a progress bar says is left."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from art_fingerprint.benchmark.tasks import Task
+from art_fingerprint.benchmark.workbench import Suspect, Workbench
+from art_fingerprint.zoo.recipes import Recipe
+
+# Forward-equivalents of a sample that is trained on: one pass forward, one backward that counts twice.
+_TRAINED = 3
+# Of an evasion attack on one sample, where it does not say its steps.
+_EVASION_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a plan's outline.
+
+    :ivar preset: The victim's name.
+    :ivar what: A verifier's fingerprint, or a suspect's label.
+    :ivar seeds: Number of models.
+    :ivar cells: Number of rows.
+    :ivar done: How many of them are there already.
+    :ivar passes: Expected forward-equivalents of what is left, in samples; ``None`` where it is not known.
+    """
+
+    preset: str
+    what: str
+    seeds: int
+    cells: int
+    done: int
+    passes: float | None
+
+
+def lines(bench: Workbench, done: Collection[str]) -> list[Line]:
+    """Return the outline of one victim: its fingerprints, then its suspects by label.
+
+    :param done: Keys of the cells that are done.
+    """
+    preset = bench.preset
+    left = {
+        suspect: [name for name in preset.verifiers if bench.cell(suspect, name) not in done]
+        for suspect in bench.suspects
+    }
+    any_left = {name for names in left.values() for name in names}
+    found = []
+    for name in preset.verifiers:
+        passes = _fingerprint_passes(bench, name) if name in any_left else 0.0
+        found.append(Line(preset.name, f"fingerprint {name}", 1, 0, 0, passes))
+    for label in dict.fromkeys(suspect.label for suspect in bench.suspects):
+        mine = [suspect for suspect in bench.suspects if suspect.label == label]
+        cells = len(mine) * len(preset.verifiers)
+        todo = sum(len(left[suspect]) for suspect in mine)
+        parts = [_suspect_passes(bench, suspect, left[suspect]) for suspect in mine if left[suspect]]
+        found.append(Line(preset.name, label, len(mine), cells, cells - todo, _sum(parts)))
+    return found
+
+
+def task_passes(bench: Workbench, task: Task) -> float:
+    """Return the expected forward-equivalents of one task, in samples; at least one."""
+    if task.kind == "model":
+        found: float | None = _trained(bench.preset.victim_recipe)
+    elif task.kind == "fingerprint":
+        found = _fingerprint_passes(bench, task.verifiers[0])
+    elif task.suspect.role in ("victim", "reference"):  # made by a task of their own
+        found = _scored(bench, task.verifiers)
+    else:
+        found = _suspect_passes(bench, task.suspect, task.verifiers)
+    return max(1.0, found or 0.0)
+
+
+def _suspect_passes(bench: Workbench, suspect: Suspect, names: Collection[str]) -> float | None:
+    return _sum([_made(bench, suspect), _scored(bench, names)])
+
+
+def _made(bench: Workbench, suspect: Suspect) -> float:
+    preset, data = bench.preset, bench.data
+    if suspect.role == "negative":
+        return _trained(preset.negative_recipe)
+    if suspect.role != "surrogate":
+        return _trained(preset.victim_recipe)
+    setting = preset.attacks[suspect.label]
+    sizes = {
+        "train": len(data.x_train),
+        "subset": int(preset.subset_ratio * len(data.x_train)),
+        "apart": len(data.x_apart),
+    }
+    attack = bench.attack(setting, bench.untrained, suspect.seed)
+    return attack.expected_passes(sizes[setting.source], setting.true_labels)
+
+
+def _scored(bench: Workbench, names: Iterable[str]) -> float | None:
+    preset = bench.preset
+    tests = float(len(bench.data.x_test))
+    attacked = min(len(bench.data.x_test), preset.nb_robustness)
+    for params in preset.robustness.values():
+        steps = params.get("steps", _EVASION_STEPS)
+        tests += attacked * (_TRAINED * float(steps) if isinstance(steps, int) else 1.0)
+    queries = [bench.judge(name).expected_queries() for name in names]
+    return _sum([tests, *queries])
+
+
+def _fingerprint_passes(bench: Workbench, name: str) -> float | None:
+    judge = bench.judge(name)
+    queries = judge.expected_queries()
+    return _sum(
+        [
+            judge.expected_extraction_passes(len(bench.data.x_train)),
+            None if queries is None else bench.preset.nb_references * queries,
+        ]
+    )
+
+
+def _trained(recipe: Recipe) -> float:
+    return float(_TRAINED * recipe.max_iter * recipe.batch_size)
+
+
+def _sum(parts: Iterable[float | None]) -> float | None:
+    """Return the sum of what is known, or ``None`` where nothing is."""
+    known = [part for part in parts if part is not None]
+    return sum(known) if known else None

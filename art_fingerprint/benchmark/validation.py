@@ -1,0 +1,109 @@
+"""Everything about a plan that can be found wrong before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import nn
+
+from art_fingerprint.benchmark.plan import saying
+from art_fingerprint.core.adversarial import evasion
+from art_fingerprint.core.checks import check_number, check_seed
+from art_fingerprint.core.classifier import LogitsNetwork, evaluating
+from art_fingerprint.core.layers import resolve_layer
+from art_fingerprint.exceptions import InvalidInputError
+from art_fingerprint.verifiers.calibration import check_rule
+from art_fingerprint.zoo.loading import attack_class, check_parameters, verifier_class
+from art_fingerprint.zoo.presets import Preset
+from art_fingerprint.zoo.recipes import Recipe
+
+_CALIBRATION = ("rule", "alpha", "confidence", "false_positive_rate")
+
+
+def check_preset(preset: Preset, classifier: PyTorchClassifier) -> None:
+    """Refuse a victim of a plan that cannot run as it is written.
+
+    Every attack and verifier is made with its parameters around an untrained network of the victim's architecture, and
+    layers are looked up in it. What depends on trained weights or on other suspects' architectures is found out later,
+    and fails its own cells.
+
+    :param preset: The victim with its attacks and verifiers.
+    :param classifier: An untrained classifier of its architecture.
+    :raises InvalidInputError: the message names victim, attack or verifier, and parameter.
+    """
+    victim = f"victim {preset.name!r}"
+    with saying(victim):
+        _check_numbers(preset)
+        check_calibration(preset.calibration, preset.nb_references)
+    if not preset.verifiers:
+        raise InvalidInputError(f"{victim} has no verifiers.")
+    for label, setting in preset.attacks.items():
+        with saying(f"{victim}, attack {label!r}"):
+            kind = attack_class(setting.attack)
+            check_parameters(kind, setting.params)
+            _reserved(setting.params)
+            kind(classifier, seed=0, **setting.params)._check_params()
+            _check_layer(setting.params.get("layer"), classifier)
+    for name, params in preset.verifiers.items():
+        with saying(f"{victim}, {name}"):
+            judge = verifier_class(name)
+            check_parameters(judge, params)
+            judge(classifier, **params)._check_params()
+            if params.get("layer") != "auto":
+                _check_layer(params.get("layer"), classifier)
+    for name, params in preset.robustness.items():
+        with saying(f"{victim}, robustness under {name!r}"):
+            evasion(name, **params)
+
+
+def _check_numbers(preset: Preset) -> None:
+    check_number("subset_ratio", preset.subset_ratio, 0, 1, open_low=True)
+    check_number("nb_references", preset.nb_references, 1, integer=True)
+    check_number("nb_robustness", preset.nb_robustness, 1, integer=True)
+    check_seed(preset.victim_seed)
+    for name in ("threads", "nb_negatives"):
+        if getattr(preset, name) is not None:
+            check_number(name, getattr(preset, name), 1 if name == "threads" else 0, integer=True)
+    for name in ("attacks", "verifiers", "robustness", "calibration"):
+        if not isinstance(getattr(preset, name), Mapping):
+            raise InvalidInputError(f"`{name}` must be a mapping, got {getattr(preset, name)!r}.")
+    for name in ("victim_recipe", "negative_recipe"):
+        if not isinstance(getattr(preset, name), Recipe):
+            raise InvalidInputError(f"`{name}` must be a Recipe, got {getattr(preset, name)!r}.")
+
+
+def check_calibration(given: Mapping[str, Any], nb_references: int) -> None:
+    """Refuse arguments of ``Verifier.calibrate`` that it would refuse after hours."""
+    unknown = [name for name in given if name not in _CALIBRATION]
+    if unknown:
+        raise InvalidInputError(f"`calibration` has {', '.join(unknown)}; it may have {', '.join(_CALIBRATION)}.")
+    check_rule(given.get("rule", "extreme"), nb_references, given.get("false_positive_rate", 0.05))
+    check_number("alpha", given.get("alpha", 1.0), 0, 1, open_low=True)
+    check_number("confidence", given.get("confidence", 0.99), 0.5, 1, open_high=True)
+
+
+def check_architecture(make: Callable[[], nn.Module], nb_classes: int) -> None:
+    """Refuse what makes no network."""
+    network = make()
+    if not isinstance(network, nn.Module):
+        raise InvalidInputError(f"`architecture` makes a {type(network).__name__}; an nn.Module is needed.")
+    if nb_classes < 2:
+        raise InvalidInputError(f"The data set has {nb_classes} classes; two or more are needed.")
+
+
+def _check_layer(layer: object, classifier: PyTorchClassifier) -> None:
+    if not isinstance(layer, str | int):
+        return
+    view = LogitsNetwork(classifier, "logits")
+    example = torch.zeros(2, *classifier.input_shape, device=view.device)
+    with evaluating(view.network), torch.no_grad():
+        resolve_layer(view.network, layer, view.preprocess(example))
+
+
+def _reserved(params: Mapping[str, Any]) -> None:
+    for name in ("seed", "callback", "summary_writer"):
+        if name in params:
+            raise InvalidInputError(f"`{name}` is the bench's own, and cannot be set in a plan.")

@@ -1,0 +1,418 @@
+"""What one victim of a plan needs: its models, fingerprints and rows, each computed at most once in a run's folder."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import time
+import traceback
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from art.estimators.classification import PyTorchClassifier
+
+from art_fingerprint.attacks import RemovalAttack
+from art_fingerprint.benchmark.plan import Factory, architecture_name, load_architecture
+from art_fingerprint.benchmark.store import ADDED_KEYS, KEYS, Store, cell_key
+from art_fingerprint.benchmark.validation import check_architecture, check_preset
+from art_fingerprint.core.classifier import network_of
+from art_fingerprint.core.parameters import as_json
+from art_fingerprint.core.seeding import derive_seed, forked_random_state
+from art_fingerprint.core.versions import versions
+from art_fingerprint.evaluation.fidelity import accuracy_drop, predicted_labels
+from art_fingerprint.evaluation.robustness import robustness
+from art_fingerprint.exceptions import AccessError, IncompatibleSuspectError, InvalidInputError, StoreError
+from art_fingerprint.verifiers.base import Verifier
+from art_fingerprint.zoo.datasets import Dataset, load_dataset
+from art_fingerprint.zoo.loading import attack_class, load_object, verifier_class
+from art_fingerprint.zoo.presets import AttackSetting, Preset
+from art_fingerprint.zoo.recipes import train_negative, train_victim, wrap
+from art_fingerprint.zoo.substitutes import select_substitute
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+# A cell that is impossible by the nature of its suspect is skipped, and not tried again; any other error fails it.
+_IMPOSSIBLE = (IncompatibleSuspectError, AccessError)
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A model that is scored, as data.
+
+    :ivar label: Row label.
+    :ivar role: ``"victim"``, ``"reference"``, ``"negative"`` or ``"surrogate"``.
+    :ivar seed: Its seed in the rows; of a reference its number.
+    :ivar key: Digest of everything that makes it.
+    """
+
+    label: str
+    role: str
+    seed: int
+    key: str
+
+
+class Workbench:
+    """Makes and scores the models of one victim. Everything is kept in the store, under a digest of what makes it.
+
+    :param preset: The victim, its attacks and verifiers.
+    :param store: Folder of the run, or its path while nothing is written yet.
+    :param seeds: Seeds of the attacks.
+    :param device_type: ``"gpu"`` (CUDA where there is one) or ``"cpu"``.
+    :raises InvalidInputError: the data set or the architecture cannot be had.
+    """
+
+    def __init__(
+        self, preset: Preset, store: Store | str | os.PathLike[str], seeds: Collection[int], device_type: str = "gpu"
+    ) -> None:
+        self.preset = preset
+        self.seeds = tuple(seeds)
+        self.device_type = device_type
+        self.data = dataset(preset.dataset)
+        self._folder = store
+        self._architecture = load_architecture(preset, self.data.nb_classes, self.data.input_shape[0])
+        with forked_random_state(0):
+            check_architecture(self._architecture, self.data.nb_classes)
+        untrained = self.untrained
+        self._device = str(untrained.device)
+        self._made_from = {
+            "data": self.data.digest,
+            "architecture": [architecture_name(preset.architecture), str(network_of(untrained))],
+            "versions": versions(),
+            "device": untrained.device.type,
+        }
+        self._verifiers: dict[str, Verifier] = {}
+        self._references: list[PyTorchClassifier] = []
+
+    def check(self) -> None:
+        """Refuse settings that cannot run, before anything does; see :func:`.check_preset`."""
+        check_preset(replace(self.preset, attacks=self._resolved_attacks()), self.untrained)
+
+    @functools.cached_property
+    def store(self) -> Store:
+        """Folder of the run; made when it is first needed."""
+        return self._folder if isinstance(self._folder, Store) else Store(self._folder)
+
+    def attack(self, setting: AttackSetting, victim: PyTorchClassifier, seed: int) -> RemovalAttack:
+        """Return an attack of the plan on a victim."""
+        return attack_class(setting.attack)(victim, seed=seed, **self._arguments(setting))
+
+    def judge(self, name: str, victim: PyTorchClassifier | None = None) -> Verifier:
+        """Return a verifier of the plan for a victim, without a fingerprint; by default for an untrained one."""
+        return verifier_class(name)(victim or self.untrained, **self.preset.verifiers[name])
+
+    @functools.cached_property
+    def untrained(self) -> PyTorchClassifier:
+        """A classifier of the victim's architecture with random weights, to look at."""
+        return self._untrained()
+
+    # ------------------------------------------------------------------ what there is to do
+    @functools.cached_property
+    def suspects(self) -> list[Suspect]:
+        """Every model that is scored: the victim itself, references, negatives, then the attacks' surrogates."""
+        preset = self.preset
+        found = [Suspect("Victim", "victim", preset.victim_seed, self.victim_key)]
+        for index in range(preset.nb_references):
+            found.append(Suspect("Reference", "reference", index, self._key("victim", self._reference_seed(index))))
+        negatives = self.seeds if preset.nb_negatives is None else range(preset.nb_negatives)
+        for seed in negatives:
+            found.append(Suspect("Negative", "negative", seed, self._key("negative", seed)))
+        for label, setting in preset.attacks.items():
+            found += [Suspect(label, "surrogate", seed, self._surrogate_key(setting, seed)) for seed in self.seeds]
+        return found
+
+    def cell(self, suspect: Suspect, verifier: str) -> str:
+        """Return the key of one cell: a digest of everything that can change its row, but for times."""
+        return cell_key(
+            suspect=suspect.key,
+            label=suspect.label,
+            preset=self.preset.name,
+            fingerprint=self.fingerprint_key(verifier),
+            facts=self._facts_key(suspect),
+        )
+
+    @functools.cached_property
+    def victim_key(self) -> str:
+        """Digest of what makes the victim."""
+        return self._key("victim", self.preset.victim_seed)
+
+    def fingerprint_key(self, verifier: str) -> str:
+        """Return the digest of what makes a fingerprint and its thresholds."""
+        preset = self.preset
+        return cell_key(
+            victim=self.victim_key,
+            verifier=verifier,
+            params=as_json(preset.verifiers[verifier]),
+            nb_references=preset.nb_references,
+            calibration=as_json(preset.calibration),
+        )
+
+    def _key(self, kind: str, seed: int) -> str:
+        recipe = self.preset.negative_recipe if kind == "negative" else self.preset.victim_recipe
+        return cell_key(kind=kind, recipe=asdict(recipe), seed=seed, **self._made_from)
+
+    def _surrogate_key(self, setting: AttackSetting, seed: int) -> str:
+        return cell_key(
+            victim=self.victim_key,
+            setting={**vars(setting), "params": plain(setting.params)},
+            subset_ratio=self.preset.subset_ratio,
+            seed=seed,
+        )
+
+    def _facts_key(self, suspect: Suspect) -> str:
+        preset = self.preset
+        return cell_key(
+            model=suspect.key,
+            victim=self.victim_key,
+            robustness=as_json(preset.robustness),
+            nb_robustness=preset.nb_robustness,
+        )
+
+    def _reference_seed(self, index: int) -> int:
+        return derive_seed(self.preset.victim_seed, "reference", index)
+
+    # ------------------------------------------------------------------ models
+    @functools.cached_property
+    def victim(self) -> PyTorchClassifier:
+        """The victim, trained or loaded on first use."""
+        return self.model(self.suspects[0])
+
+    def model(self, suspect: Suspect) -> PyTorchClassifier:
+        """Return a suspect's classifier: kept weights, or trained and kept now."""
+        setting = self._setting(suspect)
+        found = self._untrained(setting)
+        notes = self.store.load_model(suspect.key, found)
+        if notes is None:
+            found = self._make(suspect, setting)
+            notes = dict(getattr(found, "surrogate_info", {}))
+            self.store.save_model(suspect.key, found, notes)
+        network_of(found).eval()
+        found.surrogate_info = notes
+        return found
+
+    def _make(self, suspect: Suspect, setting: AttackSetting | None) -> PyTorchClassifier:
+        if setting is not None:
+            x, y = substitute_data(self.data, self.victim, setting.source, self.preset.subset_ratio, suspect.seed)
+            attack = self.attack(setting, self.victim, suspect.seed)
+            return attack.generate(x, y if setting.true_labels else None)
+        if suspect.role == "negative":
+            train, recipe, seed = train_negative, self.preset.negative_recipe, suspect.seed
+        else:
+            reference = suspect.role == "reference"
+            seed = self._reference_seed(suspect.seed) if reference else suspect.seed
+            train, recipe = train_victim, self.preset.victim_recipe
+        return train(self._architecture, self.data, recipe, seed, self.device_type)
+
+    def _setting(self, suspect: Suspect) -> AttackSetting | None:
+        return self.preset.attacks[suspect.label] if suspect.role == "surrogate" else None
+
+    def _untrained(self, setting: AttackSetting | None = None) -> PyTorchClassifier:
+        """Return a classifier that weights can be put into, of the victim's architecture or of the attack's own."""
+        make = None if setting is None else self._arguments(setting).get("surrogate_factory")
+        with forked_random_state():
+            return wrap((make or self._architecture)(), self.data, self.device_type)
+
+    def _arguments(self, setting: AttackSetting) -> dict[str, Any]:
+        """Return an attack's parameters, with the network that a name stands for in place of the name."""
+        factory = setting.params.get("surrogate_factory")
+        if not isinstance(factory, str):
+            return dict(setting.params)
+        made = Factory(factory, self.data.nb_classes, self.data.input_shape[0])
+        return {**setting.params, "surrogate_factory": made}
+
+    def _resolved_attacks(self) -> dict[str, AttackSetting]:
+        return {label: replace(s, params=self._arguments(s)) for label, s in self.preset.attacks.items()}
+
+    # ------------------------------------------------------------------ fingerprints
+    def has_fingerprint(self, name: str) -> bool:
+        """Tell whether a verifier's fingerprint is kept, sound or not."""
+        return self.store.has_fingerprint(self._fingerprint_file(name))
+
+    def _fingerprint_file(self, name: str) -> str:
+        return f"{verifier_class(name).__name__}.{self.fingerprint_key(name)}"
+
+    def verifier(self, name: str) -> Verifier:
+        """Return a calibrated verifier: from its kept fingerprint, or extracted and kept now."""
+        if name not in self._verifiers:
+            kind, key = verifier_class(name), self._fingerprint_file(name)
+            fingerprint = self.store.load_fingerprint(key)
+            if fingerprint is None:
+                verifier = self.judge(name, self.victim)
+                fingerprint = verifier.extract(self.data.x_train, self.data.y_train)
+                verifier.calibrate(self._reference_models(), **self.preset.calibration)
+                self.store.save_fingerprint(key, fingerprint)
+            self._verifiers[name] = kind.from_fingerprint(fingerprint)
+        return self._verifiers[name]
+
+    def _reference_models(self) -> list[PyTorchClassifier]:
+        """Read the references once for all verifiers; :meth:`rows` lets them go."""
+        if not self._references:
+            self._references = [self.model(suspect) for suspect in self.suspects if suspect.role == "reference"]
+        return self._references
+
+    # ------------------------------------------------------------------ rows
+    def rows(self, suspect: Suspect, names: Collection[str], broken: Mapping[str, str] | None = None) -> Iterator[Row]:
+        """Make and score one suspect: one row for each verifier, as soon as it is known.
+
+        :param names: Verifiers.
+        :param broken: Verifiers that could not be made, with the reason.
+        :raises StoreError: the folder cannot be written to. Any other error gives rows that say so.
+        """
+        self._references = []
+        broken = broken or {}
+        base = self._base(suspect)
+        try:
+            model = self.model(suspect)
+            base |= {
+                **self._facts(suspect, model),
+                "attack_seconds": model.surrogate_info.get("seconds"),
+                "cost": model.surrogate_info.get("cost"),
+            }
+        except StoreError:
+            raise
+        except Exception as error:
+            logger.warning("%s seed %d failed: %s", suspect.label, suspect.seed, error)
+            yield from (base | self._unscored(suspect, name, _reason(error), error) for name in names)
+            return
+        for name in names:
+            yield base | (
+                self._unscored(suspect, name, broken[name]) if name in broken else self._score(suspect, name, model)
+            )
+
+    def failed_rows(self, suspect: Suspect, names: Collection[str], reason: str) -> list[Row]:
+        """Return rows of a suspect that was never begun, or that took its worker down."""
+        return [self._base(suspect) | self._unscored(suspect, name, reason) for name in names]
+
+    def _base(self, suspect: Suspect) -> Row:
+        setting = self._setting(suspect)
+        return {
+            **dict.fromkeys((*KEYS, *ADDED_KEYS)),
+            "preset": self.preset.name,
+            "dataset": self.preset.dataset,
+            "victim": self.victim_key,
+            "suspect": suspect.label,
+            "role": suspect.role,
+            "attack": None if setting is None else attack_class(setting.attack).__name__,
+            "attack_params": {} if setting is None else plain(setting.params),
+            "seed": suspect.seed,
+            "model": suspect.key,
+            "versions": versions(),
+            "device": self._device,
+        }
+
+    def _facts(self, suspect: Suspect, model: PyTorchClassifier) -> dict[str, Any]:
+        """Return accuracy, agreement with the victim, and robustness: measured once, then read."""
+        key = self._facts_key(suspect)
+        facts = self.store.load_facts(key)
+        if facts is None:
+            labels = predicted_labels(model, self.data.x_test)
+            truth = self.data.y_test
+            accuracy = float((labels == truth).mean())
+            facts = {
+                "accuracy": accuracy,
+                "accuracy_drop": accuracy_drop(float((self._victim_labels == truth).mean()), accuracy),
+                "agreement": float((labels == self._victim_labels).mean()),
+                "robustness": self._robustness(suspect, model),
+            }
+            self.store.save_facts(key, facts)
+        return facts
+
+    @functools.cached_property
+    def _victim_labels(self) -> np.ndarray:
+        return predicted_labels(self.victim, self.data.x_test)
+
+    def _robustness(self, suspect: Suspect, model: PyTorchClassifier) -> dict[str, Any]:
+        """Attack a model with its own examples. An attack that fails is missed in the rows, and ends nothing."""
+        x, y = (array[: self.preset.nb_robustness] for array in (self.data.x_test, self.data.y_test))
+        found = {}
+        for name, params in self.preset.robustness.items():
+            try:
+                found[name] = robustness(model, x, y, name, **params).to_dict()
+            except InvalidInputError:
+                logger.exception("%s on %s seed %d failed", name, suspect.label, suspect.seed)
+        return found
+
+    def _score(self, suspect: Suspect, name: str, model: PyTorchClassifier) -> Row:
+        started = time.perf_counter()
+        try:
+            verdict = self.verifier(name).verify(model, allow_reference=suspect.role == "reference")
+        except StoreError:
+            raise
+        except _IMPOSSIBLE as error:
+            return self._unscored(suspect, name, _reason(error), status="skipped")
+        except Exception as error:
+            logger.warning("%s on %s seed %d failed: %s", name, suspect.label, suspect.seed, error)
+            return self._unscored(suspect, name, _reason(error), error)
+        metrics = {
+            metric: {name: value for name, value in asdict(result).items() if name != "reason"}
+            | {"value": result.value if np.isfinite(result.value) else None}
+            for metric, result in verdict.metrics.items()
+        }
+        return {
+            **self._cell_facts(suspect, name),
+            "metrics": metrics,
+            "derived": verdict.derived,
+            "verify_seconds": time.perf_counter() - started,
+            "queries": verdict.queries,
+            "status": "ok" if verdict.complete else "failed",
+            "reason": verdict.reason,
+        }
+
+    def _unscored(
+        self, suspect: Suspect, name: str, reason: str, error: Exception | None = None, status: str = "failed"
+    ) -> Row:
+        trace = None if error is None else "".join(traceback.format_exception(error))
+        return {
+            **self._cell_facts(suspect, name),
+            "metrics": {},
+            "derived": None,
+            "status": status,
+            "reason": reason,
+            "traceback": trace,
+        }
+
+    def _cell_facts(self, suspect: Suspect, name: str) -> Row:
+        return {
+            "key": self.cell(suspect, name),
+            "verifier": name,
+            "verifier_params": plain(self.preset.verifiers[name]),
+            "fingerprint": self.fingerprint_key(name),
+        }
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def plain(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters as JSON values; what makes a network is named."""
+    return {name: architecture_name(value) if callable(value) else as_json(value) for name, value in params.items()}
+
+
+@functools.lru_cache(maxsize=2)
+def dataset(name: str) -> Dataset:
+    """Return a data set by name, or what ``package.module:function`` returns; the last two are kept in memory.
+
+    :raises InvalidInputError: there is none of this name, or the function returns something else.
+    """
+    if ":" not in name:
+        return load_dataset(name)
+    found = load_object(name, "data set")()
+    if not isinstance(found, Dataset):
+        raise InvalidInputError(f"The data set {name!r} is a {type(found).__name__}; a zoo.datasets.Dataset is needed.")
+    return found
+
+
+def substitute_data(
+    data: Dataset, victim: PyTorchClassifier, source: str, subset_ratio: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the attacker's images and labels: ``"train"``, a stratified ``"subset"`` of it, or ``"apart"``."""
+    if source == "train":
+        return data.x_train, data.y_train
+    if source == "apart":
+        return data.x_apart, data.y_apart
+    chosen = select_substitute(victim.predict(data.x_train).argmax(1), subset_ratio, seed=seed)
+    return data.x_train[chosen], data.y_train[chosen]

@@ -1,0 +1,88 @@
+"""The verb ``bench`` of the command line: a preset or a plan file, run, or only outlined."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from art_fingerprint.benchmark.plan import Plan
+from art_fingerprint.benchmark.plan_files import load_plan
+from art_fingerprint.benchmark.runner import Bench
+from art_fingerprint.reporting import layout
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run what is not done yet."""
+    bench = _bench(arguments)
+    with _terminated_as_interrupted():
+        bench.run()
+
+
+def outline(arguments: argparse.Namespace) -> None:
+    """Print the cells of a plan, what is done of them, and what the rest will cost."""
+    bench = _bench(arguments)
+    lines = bench.outline()
+    rows = [["victim", "what", "models", "cells", "done", "forward passes"]]
+    for line in lines:
+        passes = "not known" if line.passes is None else f"{line.passes:,.0f}"
+        rows.append([line.preset, line.what, str(line.seeds), str(line.cells), str(line.done), passes])
+    total = sum(line.passes or 0 for line in lines)
+    cells, done = sum(line.cells for line in lines), sum(line.done for line in lines)
+    rows.append(["total", "", "", str(cells), str(done), f"{total:,.0f}"])
+    print(layout.text(rows, rule_before_last=True))
+    print(
+        "\nForward passes of one sample, estimated: a sample that is trained on counts as three, and extraction as if "
+        f"no probe were found early.\nExecutor: {bench.executor}, workers: {bench.workers}. Nothing was run."
+    )
+
+
+def _bench(arguments: argparse.Namespace) -> Bench:
+    if arguments.plan is None:
+        plan = Plan.from_preset(arguments.preset or "digits", 3 if arguments.seeds is None else arguments.seeds)
+    else:
+        plan = load_plan(arguments.plan)
+        if arguments.seeds is not None:
+            plan = plan.with_seeds(arguments.seeds)
+    return Bench(
+        plan.restricted(_names(arguments.attacks), _names(arguments.verifiers)),
+        arguments.out,
+        executor=arguments.executor,
+        workers=arguments.workers,
+        ray_address=arguments.ray_address,
+        device_type=arguments.device,
+        verbose=not arguments.quiet,
+    )
+
+
+def _names(text: str | None) -> list[str] | None:
+    """Split at commas, but not inside brackets: rows are called ``FT(0.5)``, and may be called ``A(1,2)``."""
+    if text is None:
+        return None
+    names, depth = [""], 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        if character == "," and depth <= 0:
+            names.append("")
+        else:
+            names[-1] += character
+    return [name.strip() for name in names if name.strip()]
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let a cluster's SIGTERM end a run as cleanly as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
