@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from art_fingerprint.zoo.listing import Listing, Place, check_classes, images_in, listing, subfolders
+from art_fingerprint.zoo.listing import Listing, Place, check_classes, check_listed, images_in, listing, subfolders
 
 ATTRIBUTES = {20: "Male", 31: "Smiling"}  # position in the published list, from 0
 CELEBA = Place(
@@ -55,6 +55,7 @@ def read_celeba(root: Path | None, attribute: int) -> tuple[Listing, Listing]:
         if fields[0] not in labels:
             raise CELEBA.error(f"{where}: {table.name} does not know the image {fields[0]!r}")
         members[fields[1]].append(fields[0])
+    check_listed(sum(map(len, members.values())), len(labels), partition, table, CELEBA)
     parts = []
     for names in (members["0"], members["2"]):
         found = listing([folder / name for name in names], [labels[name] for name in names], classes)

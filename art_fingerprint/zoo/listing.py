@@ -50,7 +50,7 @@ class Place:
             found = [next((base / name for name in names if (base / name).exists()), None) for names in needed]
             if None not in found:
                 return [path for path in found if path is not None]
-            lacking = [names[0] for names, path in zip(needed, found, strict=True) if path is None]
+            lacking = [" or ".join(names) for names, path in zip(needed, found, strict=True) if path is None]
             missing.append(f"{base} has no {' and no '.join(lacking)}" if base.is_dir() else f"{base} does not exist")
         raise self.error(f"{'; '.join(missing)} ({how})")
 
@@ -130,13 +130,13 @@ def class_folders(
     :param keep: Which file names count.
     :raises DatasetError: a folder that is no class, a class without folder or without images.
     """
-    found = subfolders(folder)
-    strange = [name for name in found if name not in set(classes)]
+    found, known = set(subfolders(folder)), set(classes)
+    strange = sorted(found - known)
     if strange:
         raise place.error(
             f"{folder} has a folder {strange[0]!r}, which is no class; classes are {_few(classes)} (another data set?)"
         )
-    lacking = [name for name in classes if name not in set(found)]
+    lacking = [name for name in classes if name not in found]
     if lacking:
         raise place.error(f"{folder} has no folder for {len(lacking)} of {len(classes)} classes: {_few(lacking)}")
     paths: list[str] = []
@@ -189,6 +189,12 @@ def class_index(name: str, classes: Sequence[str], where: str, place: Place) -> 
     if name not in classes:
         raise place.error(f"{where}: unknown class {name!r}; known are {_few(classes)}")
     return classes.index(name)
+
+
+def check_listed(nb_listed: int, nb_found: int, table: Path, where: object, place: Place) -> None:
+    """Raise if a label file lists another number of images than there are: it was cut off, or is of another set."""
+    if nb_listed != nb_found:
+        raise place.error(f"{table} lists {nb_listed} images, {where} has {nb_found} (cut off, or another set's?)")
 
 
 def check_classes(found: Listing, where: object, place: Place) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from art_fingerprint.zoo.listing import Listing, Place, check_classes, class_index, listing, read_table
+from art_fingerprint.zoo.listing import Listing, Place, check_classes, check_listed, class_index, listing, read_table
 
 CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 BCN_CLASSES = ("ak", "bcc", "bkl", "df", "mel", "nv", "scc", "vasc")
@@ -52,6 +52,7 @@ def read_ham10000(root: Path | None) -> Listing:
         lesions.append(row["lesion_id"] or row["image_id"])
     found = listing(paths, labels, CLASSES, lesions)
     check_classes(found, table, HAM10000)
+    check_listed(len(set(paths)), len(files), table, " and ".join(map(str, folders)), HAM10000)
     return found
 
 
@@ -85,6 +86,7 @@ def _challenge(folder: Path, table: Path, lesions: dict[str, str] | None) -> Lis
             groups.append(lesions[row["image"]])
     found = listing(paths, labels, CLASSES, None if lesions is None else groups)
     check_classes(found, table, ISIC2018)
+    check_listed(len(set(paths)), len(files), table, folder, ISIC2018)
     return found
 
 
@@ -128,15 +130,17 @@ def _bcn_alone(folder: Path, table: Path) -> Listing:
         paths.append(_file(files, image, where, [folder], BCN20000))
         labels.append(class_index(row["diagnosis"].lower(), BCN_CLASSES, where, BCN20000))
         lesions.append(row["lesion_id"] or image)
+    check_listed(len(set(paths)), len(files), table, folder, BCN20000)
     return listing(paths, labels, BCN_CLASSES, lesions)
 
 
 def _bcn_of_isic2019(folder: Path, table: Path, metadata: Path) -> Listing:
     columns = (*(name.upper() for name in BCN_CLASSES), "UNK")
     lesions = {row["image"]: row["lesion_id"] for _, row in read_table(metadata, ("image", "lesion_id"), BCN20000)}
-    files = _files([folder])
+    files, nb_rows = _files([folder]), 0
     paths, labels, groups = [], [], []
     for where, row in read_table(table, ("image", *columns), BCN20000):
+        nb_rows += 1
         if row["image"] not in lesions:
             raise BCN20000.error(f"{where}: {metadata.name} does not know the image {row['image']!r}")
         if not lesions[row["image"]].startswith("BCN_"):
@@ -147,6 +151,7 @@ def _bcn_of_isic2019(folder: Path, table: Path, metadata: Path) -> Listing:
         paths.append(_file(files, row["image"], where, [folder], BCN20000))
         labels.append(columns.index(diagnosis))
         groups.append(lesions[row["image"]])
+    check_listed(nb_rows, len(files), table, folder, BCN20000)
     return listing(paths, labels, BCN_CLASSES, groups)
 
 

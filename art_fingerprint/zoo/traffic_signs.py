@@ -8,7 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from art_fingerprint.zoo.listing import Listing, Place, class_folders, class_index, listing, read_table
+from art_fingerprint.zoo.listing import (
+    Listing,
+    Place,
+    check_listed,
+    class_folders,
+    class_index,
+    images_in,
+    listing,
+    read_table,
+)
 
 CLASSES = tuple(f"{number:05d}" for number in range(43))
 GTSRB = Place(
@@ -52,4 +61,5 @@ def _test(folder: Path, table: Path) -> Listing:
     for where, row in read_table(table, ("Filename", "ClassId"), GTSRB, ";"):
         paths.append(folder / row["Filename"])
         labels.append(class_index(row["ClassId"].zfill(5), CLASSES, where, GTSRB))
+    check_listed(len(paths), len(images_in(folder)), table, folder, GTSRB)
     return listing(paths, labels, CLASSES)

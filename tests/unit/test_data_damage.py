@@ -59,9 +59,9 @@ def test_a_missing_set_says_what_to_put_where(name: str, tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     ("name", "gone", "message"),
     [
-        ("gtsrb", "gtsrb/GT-final_test.csv", r"gtsrb has no GT-final_test\.csv;"),
-        ("ham10000", "ham10000/HAM10000_images_part_2", r"ham10000 has no HAM10000_images_part_2;"),
-        ("ham10000", "bcn20000/bcn_20k_train.csv", r"^BCN20000: .*bcn20000 has no bcn_20k_train\.csv;"),
+        ("gtsrb", "gtsrb/GT-final_test.csv", r"gtsrb has no GT-final_test\.csv or "),
+        ("ham10000", "ham10000/HAM10000_images_part_2", r"ham10000 has no HAM10000_images_part_2 or ham10000_"),
+        ("ham10000", "bcn20000/bcn_20k_train.csv", r"^BCN20000: .*bcn20000 has no bcn_20k_train\.csv or "),
         (
             "isic2018",
             "isic2018/ISIC2018_Task3_Test_GroundTruth",
@@ -126,6 +126,7 @@ def test_a_batch_runs_no_code_even_if_its_digest_fits(batches: Path, value: Any,
     assert Harmful.ran == ["here"]  # the trap works
 
 
+ISIC_TEST = "ISIC2018_Task3_Test_GroundTruth"
 PIXELS = np.zeros((2, 3072), np.uint8)
 
 
@@ -387,6 +388,36 @@ def test_label_files_of_celeba(
     found = refused("celeba-20", tmp_path, substitute="own")
     assert str(table) in found
     assert re.search(message, found)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "lines", "message"),
+    [
+        ("gtsrb", "gtsrb/GT-final_test.csv", 50, "lists 49 images, .*Final_Test/Images has 86"),
+        ("ham10000", "ham10000/HAM10000_metadata.csv", 100, "lists 99 images, .*part_1 and .*part_2 has 140"),
+        (
+            "isic2018",
+            "isic2018/ISIC2018_Task3_Test_GroundTruth/ISIC2018_Task3_Test_GroundTruth.csv",
+            20,
+            "lists 19 .* 28",
+        ),
+        ("bcn20000", "bcn20000/bcn_20k_train.csv", 100, "lists 99 images, .*bcn_20k_train has 160"),
+        ("celeba-20", "celeba/list_eval_partition.txt", 69, "lists 69 images, .*list_attr_celeba.txt has 70"),
+    ],
+)
+def test_label_files_that_are_cut_off_between_lines(
+    tmp_path: Path, name: str, file: str, lines: int, message: str
+) -> None:
+    photo_sets.MAKERS[name][0](tmp_path)
+    keep_lines(tmp_path / file, lines)
+    found = refused(name, tmp_path, substitute="own")
+    assert str(tmp_path / file) in found
+    assert re.search(message, found)
+
+
+def test_label_file_of_isic2019_that_is_cut_off(tmp_path: Path) -> None:
+    keep_lines(photo_sets.make_isic2019(tmp_path) / "ISIC_2019_Training_GroundTruth.csv", 40)
+    assert re.search(r"GroundTruth\.csv lists 39 images, .*Input has 72", refused("bcn20000", tmp_path))
 
 
 @pytest.mark.parametrize("content", [b"", b"70\n", b"\xff\xff\n"])

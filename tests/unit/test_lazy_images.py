@@ -63,8 +63,8 @@ def test_it_reads_like_the_array_of_all_images(files: list[Path]) -> None:
     assert np.shape(images) == (40, 3, 16, 16)
 
 
-@pytest.mark.parametrize("index", [40, -41, [0, 40]])
-def test_there_is_no_image_behind_the_last(files: list[Path], index: Any) -> None:
+@pytest.mark.parametrize("index", [40, -41, [0, 40], (3, 0), (slice(3), 0), "3", 1.5])
+def test_other_indices_are_refused(files: list[Path], index: Any) -> None:
     with pytest.raises(IndexError):
         LazyImages(files, 16)[index]
 
@@ -108,7 +108,10 @@ def test_pixels_in_memory_are_a_source_too() -> None:
     np.testing.assert_array_equal(images[4], images[:][4])
     assert images.take([1, 2])[:].shape == (2, 3, 12, 12)
     assert images.files == []
-    assert LazyImages(pixels, 24)[0].shape == (3, 24, 24)
+    assert images[4].flags.c_contiguous
+    for size, crop in ((24, 1.0), (12, 0.8)):
+        wanted = fit_image(Image.fromarray(pixels[4]), size, crop).transpose(2, 0, 1) / 255
+        np.testing.assert_allclose(LazyImages(pixels, size, crop)[4], wanted, atol=1e-7)
     assert LazyImages(pixels[:0], 12)[:].shape == (0, 3, 12, 12)
 
 
