@@ -59,6 +59,18 @@ def _named(images: LazyImages) -> np.ndarray:
     return np.frombuffer(bytes.fromhex(images.digest), np.uint8)
 
 
+def stratified_order(y: np.ndarray, seed: int, *purpose: str) -> np.ndarray:
+    """Return an order of the samples in which every stretch has the class shares of all, as nearly as possible."""
+    generator = numpy_generator(seed, "split", *purpose)
+    order = generator.permutation(len(y))
+    # The k-th of n_c samples of a class gets position (k + u) / n_c: sorted by position, every stretch is stratified.
+    position = np.empty(len(y))
+    for label in np.unique(y):
+        members = order[y[order] == label]
+        position[members] = (np.arange(len(members)) + generator.random()) / len(members)
+    return np.argsort(position, kind="stable")
+
+
 def split_by_class(y: np.ndarray, sizes: tuple[int, ...], seed: int, *purpose: str) -> list[np.ndarray]:
     """Return disjoint index sets of the given sizes, each with the class shares of ``y`` as nearly as possible.
 
@@ -68,14 +80,7 @@ def split_by_class(y: np.ndarray, sizes: tuple[int, ...], seed: int, *purpose: s
     """
     if sum(sizes) > len(y):
         raise InvalidInputError(f"Parts of {sizes} samples were asked for, but there are {len(y)}.")
-    generator = numpy_generator(seed, "split", *purpose)
-    order = generator.permutation(len(y))
-    # The k-th of n_c samples of a class gets position (k + u) / n_c: sorted by position, every stretch is stratified.
-    position = np.empty(len(y))
-    for label in np.unique(y):
-        members = order[y[order] == label]
-        position[members] = (np.arange(len(members)) + generator.random()) / len(members)
-    ranked = np.argsort(position, kind="stable")
+    ranked = stratified_order(y, seed, *purpose)
     return [np.sort(part) for part in np.split(ranked, np.cumsum(sizes))[: len(sizes)]]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from art_fingerprint.core.checks import check_choice, check_flag, check_number
 from art_fingerprint.exceptions import DatasetError, InvalidInputError
 from art_fingerprint.zoo import cifar, faces, imagenet, skin_lesions, traffic_signs
-from art_fingerprint.zoo.dataset import Dataset, split_by_class, split_by_group
+from art_fingerprint.zoo.dataset import Dataset, split_by_class, split_by_group, stratified_order
 from art_fingerprint.zoo.lazy_images import LazyImages, same_files
 from art_fingerprint.zoo.listing import DATA_VARIABLE, Listing, Place, check_classes
 from art_fingerprint.zoo.substitutes import overlap
@@ -198,6 +198,10 @@ def hold_apart(images: Listing, share: float, purpose: str) -> tuple[Listing, Li
     return images.take(kept), images.take(apart)
 
 
+def _mixed(images: Listing, purpose: str) -> Listing:
+    return images.take(stratified_order(images.labels, 0, "order", purpose))
+
+
 def load_image_set(
     name: str,
     root: Path | None,
@@ -209,11 +213,14 @@ def load_image_set(
 ) -> Dataset:
     """Return one of :data:`IMAGE_SETS`; for the arguments see :func:`.load_dataset`.
 
-    :param limits: Most samples of ``"train"``, ``"apart"`` and ``"test"``.
+    Files come sorted by class; parts are put in an order in which every stretch has the class shares of the whole, so
+    that the first hundred images are a fair sample.
 
     Substitute images that are also training or test images are left out, with a note in the log. They are found by
     their pixels if all parts are in memory; if not, by the bytes of the files, and only in substitute sets of other
     origin, since all files are read for that.
+
+    :param limits: Most samples of ``"train"``, ``"apart"`` and ``"test"``.
     """
     kind = IMAGE_SETS[name]
     place = kind.place
@@ -239,7 +246,7 @@ def load_image_set(
     assert apart is not None
     check_classes(train, "the training set", place)
     listings = [
-        part.limited(limits.get(purpose), f"{name} {purpose}")
+        _mixed(part.limited(limits.get(purpose), f"{name} {purpose}"), name)
         for part, purpose in ((train, "train"), (apart, "apart"), (read.test, "test"))
     ]
     foreign = source in SUBSTITUTES

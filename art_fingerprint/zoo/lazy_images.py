@@ -137,7 +137,7 @@ class LazyImages:
     def _decode(self, items: Any) -> np.ndarray:
         if self._items.dtype == np.uint8 and self._items.shape[1:3] == (self._size, self._size) and self._crop == 1:
             pixels = np.asarray(items).transpose(0, 3, 1, 2)  # nothing to fit
-            return np.ascontiguousarray(np.divide(pixels, np.float32(255), dtype=np.float32))
+            return np.divide(pixels, np.float32(255), dtype=np.float32, order="C")
         found = np.empty((len(items), 3, self._size, self._size), np.float32)
 
         def fill(position: int) -> None:
