@@ -15,7 +15,7 @@ import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
 from art_fingerprint.attacks import RemovalAttack
-from art_fingerprint.benchmark.plan import Factory, architecture_name, load_architecture
+from art_fingerprint.benchmark.plan import Factory, architecture_name, load_architecture, saying
 from art_fingerprint.benchmark.store import ADDED_KEYS, KEYS, Store, cell_key
 from art_fingerprint.benchmark.validation import check_architecture, check_preset
 from art_fingerprint.core.classifier import network_of
@@ -89,7 +89,13 @@ class Workbench:
 
     def check(self) -> None:
         """Refuse settings that cannot run, before anything does; see :func:`.check_preset`."""
-        check_preset(replace(self.preset, attacks=self._resolved_attacks()), self.untrained)
+        attacks = self.preset.attacks.items()
+        resolved = {label: replace(setting, params=self._arguments(setting)) for label, setting in attacks}
+        check_preset(replace(self.preset, attacks=resolved), self.untrained)
+        for label, setting in resolved.items():
+            if "surrogate_factory" in setting.params:
+                with saying(f"victim {self.preset.name!r}, attack {label!r}"):
+                    self._untrained(setting)
 
     @functools.cached_property
     def store(self) -> Store:
@@ -222,9 +228,6 @@ class Workbench:
             return dict(setting.params)
         made = Factory(factory, self.data.nb_classes, self.data.input_shape[0])
         return {**setting.params, "surrogate_factory": made}
-
-    def _resolved_attacks(self) -> dict[str, AttackSetting]:
-        return {label: replace(s, params=self._arguments(s)) for label, s in self.preset.attacks.items()}
 
     # ------------------------------------------------------------------ fingerprints
     def has_fingerprint(self, name: str) -> bool:
