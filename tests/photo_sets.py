@@ -59,7 +59,6 @@ CELEBA_ATTRIBUTES = [
     "Wearing_Necktie",
     "Young",
 ]
-NB_IMAGENET = 1000
 
 
 def picture(seed: int, width: int = 32, height: int = 32) -> Image.Image:
@@ -274,8 +273,8 @@ def make_vggface2(root: Path, people: int = 4) -> Path:
 
 
 # ---------------------------------------------------------------------- ImageNet
-def make_imagenet(root: Path, n: int = 2) -> Path:
-    """Write n training images and one validation image in 1000 classes; every tenth class has the same pictures."""
+def make_imagenet(root: Path, n: int = 2, nb_classes: int = 1000) -> Path:
+    """Write n training images and one validation image in each class; every tenth class has the same pictures."""
 
     @functools.cache
     def jpeg(seed: int) -> bytes:
@@ -283,7 +282,7 @@ def make_imagenet(root: Path, n: int = 2) -> Path:
         picture(seed, 50, 40).save(buffer, "JPEG")
         return buffer.getvalue()
 
-    for label in range(NB_IMAGENET):
+    for label in range(nb_classes):
         wnid = f"n{1440764 + 13 * label:08d}"
         for part, count in (("train", n), ("val", 1)):
             folder = root / "imagenet" / part / wnid

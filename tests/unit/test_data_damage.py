@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from art_fingerprint.exceptions import DatasetError
-from art_fingerprint.zoo import cifar
+from art_fingerprint.zoo import cifar, imagenet
 from art_fingerprint.zoo.datasets import load_dataset
 from art_fingerprint.zoo.image_sets import IMAGE_SETS
 from tests import photo_sets
@@ -69,7 +69,6 @@ def test_a_missing_set_says_what_to_put_where(name: str, tmp_path: Path, monkeyp
         ),
         ("celeba-20", "celeba/img_align_celeba", "has no img_align_celeba/img_align_celeba"),
         ("cinic10", "cinic10/valid", "has no valid;"),
-        ("imagenet", "imagenet/val", "has no val;"),
     ],
 )
 def test_a_missing_part_is_named(tmp_path: Path, name: str, gone: str, message: str) -> None:
@@ -208,23 +207,38 @@ def test_one_class_only(tmp_path: Path) -> None:
     assert "gives no image to 6 of 7 classes: akiec, " in refused("ham10000", tmp_path)
 
 
-def test_imagenet_has_a_thousand_classes_in_both_parts(tmp_path: Path) -> None:
-    folder = photo_sets.make_imagenet(tmp_path, 1)
-    gone = sorted((folder / "val").iterdir())[7]
+@pytest.fixture
+def imagenet_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An ImageNet of twenty classes."""
+    monkeypatch.setattr(imagenet, "NB_CLASSES", 20)
+    folder = photo_sets.make_imagenet(tmp_path, 1, 20)
+    assert load_dataset("imagenet", root=tmp_path, size=16).nb_classes == 20
+    return folder
+
+
+def test_imagenet_has_all_classes_in_both_parts(
+    imagenet_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = sorted((imagenet_folder / "val").iterdir())[7]
     shutil.rmtree(gone)
-    assert f"val has no folder for 1 of 1000 classes: {gone.name}" in refused("imagenet", tmp_path)
-    shutil.rmtree(folder / "train" / gone.name)
-    assert "train has 999 folders named like a class (n01440764), expected 1000" in refused("imagenet", tmp_path)
+    assert f"val has no folder for 1 of 20 classes: {gone.name}" in refused("imagenet", tmp_path)
+    shutil.rmtree(imagenet_folder / "val")
+    assert "imagenet has no val;" in refused("imagenet", tmp_path)
+    (imagenet_folder / "val").mkdir()
+    shutil.rmtree(imagenet_folder / "train" / gone.name)
+    assert "train has 19 folders named like a class (n01440764), expected 20" in refused("imagenet", tmp_path)
+    monkeypatch.undo()
+    assert "train has 19 folders named like a class (n01440764), expected 1000" in refused("imagenet", tmp_path)
 
 
-def test_validation_images_that_were_not_sorted(tmp_path: Path) -> None:
-    val = photo_sets.make_imagenet(tmp_path, 1) / "val"
+def test_validation_images_that_were_not_sorted(imagenet_folder: Path, tmp_path: Path) -> None:
+    val = imagenet_folder / "val"
     for folder in list(val.iterdir()):
         for image in folder.iterdir():
             image.rename(val / image.name)
         folder.rmdir()
     message = refused("imagenet", tmp_path)
-    assert "val has no folder for 1000 of 1000 classes" in message
+    assert "val has no folder for 20 of 20 classes" in message
     assert "torchvision.datasets.ImageNet" in message
 
 
