@@ -101,6 +101,13 @@ def _parser() -> argparse.ArgumentParser:
 
     report = verbs.add_parser("report", help="write tables, figures and report.html from rows alone")
     report.add_argument("folder", type=Path, help="folder of a bench run")
+    report.add_argument(
+        "--published",
+        nargs="?",
+        const="",
+        metavar="DATASET",
+        help="set the paper's numbers beside ours, e.g. CIFAR10 (default: the rows' data set)",
+    )
     return parser
 
 
@@ -163,41 +170,10 @@ def _bench(arguments: argparse.Namespace) -> int:
     return _report(arguments.out)
 
 
-def _report(folder: Path) -> int:
-    from art_fingerprint.benchmark.store import read_rows
-    from art_fingerprint.reporting import tables
-    from art_fingerprint.reporting.html import report
+def _report(folder: Path, published: str | None = None) -> int:
+    from art_fingerprint.cli_report import write_report
 
-    rows = read_rows(folder)
-    table = tables.table_one(rows)
-    (folder / "table.md").write_text(tables.as_markdown(table), encoding="utf-8")
-    (folder / "table.csv").write_text(tables.as_csv(table), encoding="utf-8")
-    (folder / "table.tex").write_text(tables.as_latex(table), encoding="utf-8")
-    (folder / "report.html").write_text(report(rows), encoding="utf-8")
-    print(tables.as_text(table))
-    _robustness(folder, rows)
-    print(f"\nReport: {folder / 'report.html'}")
-    failed = any(row["status"] == "failed" for row in tables.latest_rows(rows))
-    return SOME_FAILED if failed else OK
-
-
-def _robustness(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """Write Table IV, and robustness beside removal, with a figure where matplotlib is installed."""
-    from art_fingerprint.reporting import layout, robustness
-    from art_fingerprint.reporting.tradeoff_plot import plot_tradeoff
-
-    written = {}
-    try:
-        written["robustness"] = robustness.table_four(rows)
-        print("\nRobustness (Table IV)\n" + layout.text([row[:-1] for row in written["robustness"]]))
-        points = robustness.tradeoff(rows)
-        written["tradeoff"] = robustness.tradeoff_cells(points)
-        plot_tradeoff(points, folder / "tradeoff.png")
-    except FingerprintError as error:  # an earlier version's rows, no references, no matplotlib
-        logging.getLogger(__name__).info("Not all of robustness and removal: %s", error)
-    for name, cells in written.items():
-        (folder / f"{name}.md").write_text(layout.markdown(cells), encoding="utf-8")
-        (folder / f"{name}.csv").write_text(layout.comma_separated(cells), encoding="utf-8")
+    return OK if write_report(folder, published) else SOME_FAILED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -212,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _list(parsed.what)
         if parsed.verb == "bench":
             return _bench(parsed)
-        return _report(parsed.folder) if parsed.verb == "report" else _single(parsed)
+        return _report(parsed.folder, parsed.published) if parsed.verb == "report" else _single(parsed)
     except (FingerprintError, OSError) as error:
         print(f"art-fingerprint: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT

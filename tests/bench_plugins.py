@@ -45,7 +45,7 @@ class OwnAttack(FineTuningAttack):
 
 
 class OwnVerifier(IPGuardVerifier):
-    """IPGuard that answers NaN for every suspect, or that cannot extract."""
+    """IPGuard that answers NaN for every suspect but the references, or that cannot extract."""
 
     verifier_params = [*IPGuardVerifier.verifier_params, "how"]
 
@@ -63,7 +63,8 @@ class OwnVerifier(IPGuardVerifier):
         return super()._extract(victim, x, y)
 
     def _score(self, suspect: Suspect, fingerprint: Fingerprint) -> dict[str, float]:
-        return {**super()._score(suspect, fingerprint), "MR": float("nan")}
+        found = super()._score(suspect, fingerprint)
+        return found if fingerprint.calibration is None else {**found, "MR": float("nan")}
 
 
 def narrow() -> SmallCNN:

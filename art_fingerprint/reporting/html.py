@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import html
 import math
-import statistics
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
 from art_fingerprint.exceptions import InvalidInputError
+from art_fingerprint.reporting.layout import Sheet
 from art_fingerprint.reporting.robustness import table_four, tradeoff, tradeoff_cells
-from art_fingerprint.reporting.tables import COLUMNS, Table, cells, latest_rows, table_one
+from art_fingerprint.reporting.tables import COLUMNS, Table, by_preset, cells, table_one
+from art_fingerprint.reporting.verdict_tables import verdict_sheet, verifier_sheet
 from art_fingerprint.verifiers.verdict import combine
 
 Row = Mapping[str, Any]
@@ -34,15 +35,29 @@ _COLOURS = {"victim": "#000", "surrogate": "#d55e00", "negative": "#0072b2", "re
 
 
 def report(rows: Iterable[Row]) -> str:
-    """Return the report of one preset's rows as an HTML document.
+    """Return the report of the rows as an HTML document, a part for each preset.
 
-    :raises InvalidInputError: no rows, or rows of several presets.
+    :raises InvalidInputError: no rows.
     """
-    kept = latest_rows(rows)
+    groups = by_preset(rows)
+    titles = {
+        preset: f"art_fingerprint: {preset if len(groups) > 1 else kept[0]['dataset']}"
+        for preset, kept in groups.items()
+    }
+    title = html.escape(next(iter(titles.values())) if len(groups) == 1 else f"art_fingerprint: {', '.join(groups)}")
+    parts = "".join(f"<h1>{html.escape(titles[preset])}</h1>{_part(kept)}" for preset, kept in groups.items())
+    return (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width,initial-scale=1'>"
+        f"<title>{title}</title><style>{_STYLE}</style></head><body>{parts}</body></html>\n"
+    )
+
+
+def _part(kept: list[Row]) -> str:
+    """Everything about one preset."""
     table = table_one(kept)
     newest = kept[-1]
     versions = ", ".join(f"{name} {version}" for name, version in newest["versions"].items())
-    title = html.escape(f"art_fingerprint: {table.dataset}")
     strips = "".join(_strip(name, heading, kept, table) for name, heading, _ in COLUMNS)
     roles = "".join(
         f" <span style='color:{colour}'>&#9679;</span> {role}"
@@ -50,20 +65,16 @@ def report(rows: Iterable[Row]) -> str:
         if any(row["role"] == role for row in kept)
     )
     return (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width,initial-scale=1'>"
-        f"<title>{title}</title><style>{_STYLE}</style></head><body><h1>{title}</h1>"
         "<p>Which models do the verifiers recognise as derived from the victim? Layout of the RemovalNet paper's "
         "Table I; mean ± sample standard deviation over seeds. <em>Ownership?</em> is Yes if most metrics of most "
         "seeds pass their threshold: <span class='key right'>right</span> for a model derived from the victim, "
         "<span class='key wrong'>wrong</span> for an independent one, and the other way round.</p>"
-        f"{_table(table)}<h2>Verifier by verifier</h2><p>Each verdict is the majority of the verifier's metrics; "
-        "queries and seconds are medians over suspects.</p>"
-        f"{_verifiers(kept)}<h2>Every model, metric by metric</h2><p>Each point is one model:{roles}. The line is the "
-        f"threshold; on the shaded side a model is judged derived.</p><div class='strips'>{strips}</div>"
-        f"{_robustness(kept)}<h2>Settings</h2>"
+        f"{_table(table)}<h2>Verifier by verifier</h2>{_plain(verifier_sheet(kept))}"
+        f"<h2>Attack by attack</h2>{_plain(verdict_sheet(kept))}<h2>Every model, metric by metric</h2>"
+        f"<p>Each point is one model:{roles}. The line is the threshold; on the shaded side a model is judged "
+        f"derived.</p><div class='strips'>{strips}</div>{_robustness(kept)}<h2>Settings</h2>"
         f"<p class='note'>preset {html.escape(str(newest['preset']))}; {html.escape(versions)}; "
-        f"device {html.escape(str(newest['device']))}</p>{_settings(kept)}</body></html>\n"
+        f"device {html.escape(str(newest['device']))}</p>{_settings(kept)}"
     )
 
 
@@ -76,22 +87,26 @@ def _robustness(rows: list[Row]) -> str:
             "attacked with its own examples, and its distance to the victim's (RobD). The last but one column says how "
             "many of an attack's examples lie so close to a decision boundary that their class is a matter of "
             "rounding.</p>",
-            _plain(table_four(rows)),
+            _plain(Sheet(table_four(rows))),
         ]
     with suppress(InvalidInputError):  # no reference models, or other evasion attacks
         parts += [
             "<h2>Robustness and removal</h2><p>What each attack gains and what it costs. Distance gained, for each "
             "verifier: 0 is a copy of the victim, 1 an average reference model. A good removal attack keeps both "
             "accuracies and gains a distance of 1 from every verifier.</p>",
-            _plain(tradeoff_cells(tradeoff(rows))),
+            _plain(Sheet(tradeoff_cells(tradeoff(rows)))),
         ]
     return "".join(parts)
 
 
-def _plain(cells: list[list[str]]) -> str:
-    head, *body = cells
+def _plain(sheet: Sheet) -> str:
+    head, *body = sheet.cells
     lines = "".join(f"<tr>{_cells(row)}</tr>" for row in body)
-    return f"<div class='wide'><table><thead><tr>{_cells(head, 'th')}</tr></thead><tbody>{lines}</tbody></table></div>"
+    notes = "".join(f"<p class='note'>{html.escape(note)}</p>" for note in sheet.notes)
+    return (
+        f"<div class='wide'><table><thead><tr>{_cells(head, 'th')}</tr></thead><tbody>{lines}</tbody></table></div>"
+        f"{notes}"
+    )
 
 
 def _cells(values: Iterable[str], tag: str = "td") -> str:
@@ -110,38 +125,6 @@ def _table(table: Table) -> str:
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
         parts.append(f"<p>Cells without a result:</p><ul>{notes}</ul>")
     return "".join(parts)
-
-
-def _verifiers(rows: list[Row]) -> str:
-    """Who recognises what, and at which cost: one line for each verifier."""
-    head = ("Verifier", "Metrics", "Derived models recognised", "Independent models accused", "Queries", "Seconds")
-    body = []
-    for name in dict.fromkeys(row["verifier"] for row in rows):
-        mine = [row for row in rows if row["verifier"] == name and row["status"] == "ok"]
-        metrics = dict.fromkeys(metric for row in mine for metric in row["metrics"])
-        values = [
-            name,
-            ", ".join(metrics) or "-",
-            _count(row["derived"] for row in mine if row["role"] == "surrogate"),
-            _count(row["derived"] for row in mine if row["role"] == "negative"),
-            _median((row["queries"] for row in mine), ".0f"),
-            _median((row["verify_seconds"] for row in mine), ".2g"),
-        ]
-        body.append(f"<tr>{_cells(values)}</tr>")
-    return (
-        f"<div class='wide'><table><thead><tr>{_cells(head, 'th')}</tr></thead><tbody>{''.join(body)}</tbody>"
-        "</table></div>"
-    )
-
-
-def _count(flags: Iterable[bool | None]) -> str:
-    known = [flag for flag in flags if flag is not None]
-    return f"{sum(known)} of {len(known)}" if known else "-"
-
-
-def _median(values: Iterable[float | None], form: str) -> str:
-    known = [value for value in values if value is not None]
-    return format(statistics.median(known), form) if known else "-"
 
 
 def _strip(name: str, heading: str, rows: list[Row], table: Table) -> str:

@@ -6,7 +6,8 @@ import csv
 import io
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 Cells = Sequence[Sequence[str]]
 
@@ -24,6 +25,42 @@ _LATEX = str.maketrans(
 )
 
 
+@dataclass(frozen=True)
+class Sheet:
+    """A table that :func:`render` can bring into every form.
+
+    :ivar cells: Headings first.
+    :ivar notes: Sentences below the table.
+    :ivar rule_before_last: Whether a line sets off the last row.
+    """
+
+    cells: Cells
+    notes: tuple[str, ...] = ()
+    rule_before_last: bool = False
+
+
+def render(sheets: Mapping[str, Sheet], form: str, named: bool = False) -> str:
+    """Return tables as ``"txt"``, ``"md"``, ``"csv"`` or ``"tex"``, one below the other.
+
+    :param sheets: Name to table.
+    :param form: The form.
+    :param named: Write the name above each table. In comma-separated values it is the first cell of every line, since
+        the tables may differ in their headings.
+    """
+    parts = []
+    for name, sheet in sheets.items():
+        title = one_line(name)
+        if form == "csv":
+            parts.append(comma_separated([[title, *row] for row in sheet.cells] if named else sheet.cells))
+        elif form == "md":
+            parts.append((f"## {_markdown(title)}\n\n" if named else "") + markdown(sheet.cells, sheet.notes))
+        elif form == "tex":
+            parts.append((f"% {title}\n" if named else "") + latex(sheet.cells, sheet.rule_before_last))
+        else:
+            parts.append((f"{title}\n" if named else "") + text(sheet.cells, sheet.rule_before_last, sheet.notes))
+    return {"csv": "", "md": "\n", "tex": "\n"}.get(form, "\n\n").join(parts)
+
+
 def one_line(text: str) -> str:
     """Return a text without line breaks."""
     return " ".join(text.split())
@@ -36,6 +73,11 @@ def mean_std(values: Iterable[float], digits: int) -> str:
         return "-"
     mean = f"{round(statistics.fmean(numbers), digits) + 0.0:.{digits}f}"  # no -0.00
     return f"{mean}±{statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else mean
+
+
+def short(verifier: str) -> str:
+    """Return a verifier's name without ``Verifier``."""
+    return verifier.removesuffix("Verifier")
 
 
 def text(rows: Cells, rule_before_last: bool = False, notes: Iterable[str] = ()) -> str:

@@ -5,30 +5,25 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from art_fingerprint.evaluation.removal import distance_gained
 from art_fingerprint.exceptions import InvalidInputError
-from art_fingerprint.reporting.layout import mean_std
-from art_fingerprint.reporting.tables import latest_rows
+from art_fingerprint.reporting.layout import mean_std, short
+from art_fingerprint.reporting.published import published_robustness
+from art_fingerprint.reporting.tables import rows_of_one_preset
 
 Row = Mapping[str, Any]
 #: Roles of the models that the comparison shows, in its order.
 ROLES = ("victim", "surrogate", "negative")
 _MISSING = "The rows have no robust accuracy: they are from an earlier version; run the bench anew in another folder."
-#: The paper's Table IV (CIFAR10, VGG19): Rob of victim, surrogate and negative; RobD to surrogate and negative.
-PUBLISHED = {
-    "FGSM": (0.694, 0.553, 0.599, 0.141, 0.095),
-    "PGD": (0.501, 0.422, 0.419, 0.079, 0.082),
-    "DeepFool": (0.121, 0.101, 0.051, 0.020, 0.070),
-}
 
 
 def _models(rows: Iterable[Row]) -> list[Row]:
     """Return one row for each suspect and seed of the newest rows, those that could be made."""
     first: dict[tuple[str, int], Row] = {}
-    for row in latest_rows(rows):
+    for row in rows_of_one_preset(rows):
         if row["accuracy"] is not None:
             first.setdefault((row["suspect"], row["seed"]), row)
     return list(first.values())
@@ -80,7 +75,8 @@ def table_four(rows: Iterable[Row], surrogate: str | None = None) -> list[list[s
             for name in ("surrogate", "negative")
         }
         undecided = max((result["undecided"] for results in found.values() for result in results), default=0.0)
-        published = ", ".join(f"{value:.3f}" for value in PUBLISHED.get(attack, ())) or "-"
+        printed = published_robustness().get(attack)
+        published = "-" if printed is None else ", ".join(f"{value:.3f}" for value in astuple(printed)[1:])
         values = [*(rob[name] for name in groups), *distances.values()]
         cells.append([attack, *(mean_std(numbers, 3) for numbers in values), f"{100 * undecided:.0f}%", published])
     return cells
@@ -115,7 +111,7 @@ def tradeoff(rows: Iterable[Row], attack: str = "PGD") -> list[Point]:
     :param attack: The evasion attack behind the robust accuracy.
     :raises InvalidInputError: rows without this robust accuracy, without the victim or without reference models.
     """
-    kept = latest_rows(rows)
+    kept = rows_of_one_preset(rows)
     known = {name for row in kept for name in row.get("robustness") or {}}
     if attack not in known:
         raise InvalidInputError(_MISSING if not known else f"The rows have {', '.join(sorted(known))}, not {attack!r}.")
@@ -188,8 +184,3 @@ def tradeoff_cells(points: Sequence[Point], attack: str = "PGD") -> list[list[st
             for point in points
         ),
     ]
-
-
-def short(verifier: str) -> str:
-    """Return a verifier's name without ``Verifier``."""
-    return verifier.removesuffix("Verifier")

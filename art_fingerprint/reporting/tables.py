@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from art_fingerprint.exceptions import InvalidInputError
-from art_fingerprint.reporting import layout
-from art_fingerprint.reporting.layout import mean_std, one_line
+from art_fingerprint.reporting.layout import Sheet, mean_std, one_line, render
 from art_fingerprint.verifiers.verdict import combine
 
 # Metric name, heading in the paper, digits after the point.
@@ -83,19 +82,36 @@ def latest_rows(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return list(newest.values())
 
 
+def by_preset(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the newest rows of every preset, in order of appearance: a folder may hold several victims.
+
+    :raises InvalidInputError: no rows.
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in latest_rows(rows):
+        groups.setdefault(str(row["preset"]), []).append(row)
+    if not groups:
+        raise InvalidInputError("There are no result rows to make a table of.")
+    return groups
+
+
+def rows_of_one_preset(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the newest rows, which must be of one preset: thresholds hold for one victim.
+
+    :raises InvalidInputError: no rows, or rows of several presets.
+    """
+    groups = by_preset(rows)
+    if len(groups) > 1:
+        raise InvalidInputError(f"The rows belong to several presets ({', '.join(sorted(groups))}); pass those of one.")
+    return next(iter(groups.values()))
+
+
 def table_one(rows: Iterable[Mapping[str, Any]]) -> Table:
     """Build the table from the rows of one preset.
 
     :raises InvalidInputError: no rows, or rows of several presets.
     """
-    kept = latest_rows(rows)
-    if not kept:
-        raise InvalidInputError("There are no result rows to make a table of.")
-    presets = {str(row["preset"]) for row in kept}
-    if len(presets) > 1:
-        raise InvalidInputError(
-            f"The rows belong to several presets ({', '.join(sorted(presets))}); pass those of one."
-        )
+    kept = rows_of_one_preset(rows)
     victim = [row["accuracy"] for row in kept if row["role"] == "victim" and row["accuracy"] is not None]
     thresholds = {
         name: result["threshold"]
@@ -151,7 +167,7 @@ def _notes(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
 
 def cells(table: Table) -> list[list[str]]:
     """Return the table as text cells, headings first, thresholds last."""
-    shown = [(name, heading, digits) for name, heading, digits in COLUMNS if _has(table, name)]
+    shown = [(name, heading, digits) for name, heading, digits in COLUMNS if has_metric(table, name)]
     accuracy = "" if table.victim_accuracy is None else f" (Acc: {table.victim_accuracy:.2f}%)"
     rows = [
         [one_line(table.dataset) + accuracy, "Accuracy %", "Drop", *(heading for _, heading, _ in shown), "Ownership?"]
@@ -164,25 +180,31 @@ def cells(table: Table) -> list[list[str]]:
     return rows
 
 
-def _has(table: Table, name: str) -> bool:
+def has_metric(table: Table, name: str) -> bool:
+    """Tell whether any line, or the thresholds, have this metric."""
     return name in table.thresholds or any(line.metrics.get(name) for line in table.lines)
+
+
+def sheet(table: Table) -> Sheet:
+    """Return the table with its notes, ready for every form."""
+    return Sheet(cells(table), table.notes, rule_before_last=True)
 
 
 def as_text(table: Table) -> str:
     """Return the table in columns for a terminal."""
-    return layout.text(cells(table), rule_before_last=True, notes=table.notes)
+    return render({"": sheet(table)}, "txt")
 
 
 def as_markdown(table: Table) -> str:
     """Return the table in Markdown."""
-    return layout.markdown(cells(table), notes=table.notes)
+    return render({"": sheet(table)}, "md")
 
 
 def as_csv(table: Table) -> str:
     """Return the table as comma-separated values."""
-    return layout.comma_separated(cells(table))
+    return render({"": sheet(table)}, "csv")
 
 
 def as_latex(table: Table) -> str:
     """Return the table as a LaTeX ``tabular``."""
-    return layout.latex(cells(table), rule_before_last=True)
+    return render({"": sheet(table)}, "tex")

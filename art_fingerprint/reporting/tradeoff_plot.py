@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from art_fingerprint.exceptions import InvalidInputError, MissingDependencyError
-from art_fingerprint.reporting.robustness import Point, short
+from art_fingerprint.reporting.layout import short
+from art_fingerprint.reporting.robustness import Point
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -26,6 +26,7 @@ from tests.tiny_preset import tiny
 FILES = (
     *("table.md", "table.csv", "table.tex", "report.html", "robustness.md", "robustness.csv"),
     *("tradeoff.md", "tradeoff.csv", "tradeoff.png"),
+    *(f"{name}.{form}" for name in ("verifiers", "verdicts") for form in ("md", "csv", "tex")),
 )
 
 
@@ -87,7 +88,7 @@ def test_list(what: str, names: set[str], capsys: pytest.CaptureFixture[str]) ->
 def test_bench_writes_rows_tables_and_report(finished: Path) -> None:
     assert len(read_rows(finished)) == 2 * (1 + 2 + 1 + 2)
     for name in FILES:
-        assert (finished / name).stat().st_size > 100
+        assert (finished / name).stat().st_size > 90
 
 
 def test_bench_prints_the_table_and_where_the_report_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,6 +99,8 @@ def test_bench_prints_the_table_and_where_the_report_is(folder: Path, capsys: py
     assert lines[0].startswith("digits (Acc: ")
     assert [line.split()[0] for line in lines[2:5]] == ["FT(0.5)", "RemovalNet(apart)", "Negative"]
     assert lines[-1] == f"Report: {folder / 'report.html'}"
+    sections = [line for before, line in zip(lines, lines[1:], strict=False) if before == ""]
+    assert sections == ["Verifiers", "Robustness (Table IV)", lines[-1]]
     assert err == ""
     assert (folder / "rows.jsonl").read_bytes() == before
 
@@ -149,6 +152,79 @@ def test_options_reach_the_bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         "device_type": "cpu",
         "verbose": False,
     }
+
+
+# ---------------------------------------------------------------------- the paper's numbers, several presets
+def write_rows(folder: Path, rows: list[dict[str, Any]]) -> None:
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_published_numbers_of_a_named_data_set(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", str(folder), "--published", "cifar-10"]) == 0
+    lines = capsys.readouterr().out.rstrip("\n").split("\n")
+    start = lines.index("The paper's numbers beside ours")
+    assert lines[start + 5].split()[:4] == ["FT(0.5)", "ours:", "digits", "77.78"]
+    assert lines[start + 6].split()[:4] == ["FT(0.5)", "paper:", "CIFAR10", "88.21±0.31"]
+    assert lines[-1] == f"Report: {folder / 'report.html'}"
+    for form in ("md", "csv", "tex"):
+        assert "90.58" in (folder / f"published.{form}").read_text(encoding="utf-8")
+
+
+def test_published_numbers_of_the_rows_own_data_set(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path.name for path in folder.iterdir()}
+    assert cli.main(["report", str(folder), "--published"]) == 2
+    message = one_line(capsys)
+    assert "no table of the rows' data set (digits)" in message
+    assert "CIFAR10, GTSRB, Skin Lesion, CelebA+20, CelebA+31, ImageNet" in message
+    assert cli.main(["report", str(folder), "--published", "CIFAR100"]) == 2
+    assert "no table of the data set 'CIFAR100'; it has CIFAR10," in one_line(capsys)
+    assert {path.name for path in folder.iterdir()} == before
+    write_rows(folder, [{**row, "dataset": "celeba31"} for row in read_rows(folder)])
+    assert cli.main(["report", str(folder), "--published"]) == 0
+    assert "paper: CelebA+31" in capsys.readouterr().out
+
+
+def test_rows_of_several_presets(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = read_rows(folder)
+    other = [{**row, "preset": "a/b", "dataset": "gtsrb", "victim": "w"} for row in rows]
+    write_rows(folder, [row for pair in zip(other, rows, strict=True) for row in pair])
+    (folder / "tradeoff.png").unlink()
+    assert cli.main(["report", str(folder), "--published"]) == 0
+    out = capsys.readouterr().out
+    first, second = out.split("== tiny\n")
+    assert first.startswith("== a/b\ngtsrb (Acc: ")
+    assert "paper: GTSRB" in first
+    assert "The paper has no table of this data set." in second
+    for part in (first, second):
+        assert [line.split()[0] for line in part.split("\n") if line.startswith(("RemovalNet", "Verif", "Rob"))][
+            :4
+        ] == [*("RemovalNet(apart)", "Verifiers", "Verifier", "Robustness")]
+    names = {path.name for path in folder.iterdir()}
+    assert {*FILES, "published.md", "tradeoff-1-a_b.png", "tradeoff-2-tiny.png"} - {"tradeoff.png"} <= names
+    assert "tradeoff.png" not in names
+    for name in ("table", "verifiers", "verdicts", "robustness", "tradeoff"):
+        text = (folder / f"{name}.md").read_text(encoding="utf-8")
+        assert [line for line in text.split("\n") if line.startswith("## ")] == ["## a/b", "## tiny"]
+    assert (folder / "published.md").read_text(encoding="utf-8").startswith("## a/b\n")
+    assert (folder / "report.html").read_text(encoding="utf-8").count("<h1>") == 2
+
+
+def test_skipped_cells_are_named_and_no_failure(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty: dict[str, Any] = {"metrics": {}, "derived": None, "queries": None, "verify_seconds": None}
+    rows = [
+        {**row, **empty, "status": "skipped", "reason": "other architecture"}
+        if (row["suspect"], row["verifier"]) == ("FT(0.5)", "ZestVerifier")
+        else row
+        for row in read_rows(folder)
+    ]
+    write_rows(folder, rows)
+    assert cli.main(["report", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "skipped: FT(0.5) (seed 0), ZestVerifier: other architecture" in out
+    assert "1 derived, 1 not, 1 skipped" in out
+    assert "| FT(0.5) | derived | 1/1 | 1 skipped |" in (folder / "verdicts.md").read_text()
+    write_rows(folder, [{**row, "status": "skipped"} | empty for row in rows])
+    assert cli.main(["report", str(folder)]) == 0
 
 
 # ---------------------------------------------------------------------- exit statuses
@@ -219,11 +295,13 @@ def test_report_on_bad_rows_gives_2(
     assert not list(tmp_path.glob("table*"))
 
 
-def test_report_that_cannot_be_written_gives_2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "table.md").unlink()
-    (folder / "table.md").mkdir()
+@pytest.mark.parametrize("name", ["table.md", "verdicts.tex", "tradeoff.png", "report.html"])
+def test_report_that_cannot_be_written_gives_2(folder: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / name).unlink()
+    (folder / name).mkdir()
     assert cli.main(["report", str(folder)]) == 2
-    assert "table.md" in one_line(capsys)
+    assert name in one_line(capsys)
+    assert not list(folder.glob(".*"))
 
 
 @pytest.mark.parametrize(
@@ -239,6 +317,7 @@ def test_report_that_cannot_be_written_gives_2(folder: Path, capsys: pytest.Capt
         ["bench", "--out", "x", "--device", "tpu"],
         ["report"],
         ["report", "a", "b"],
+        ["report", "--published"],
     ],
     ids=" ".join,
 )

@@ -23,7 +23,7 @@ ROWS = (
     ("zoo",),
     ("benchmark",),
     ("reporting",),
-    ("cli_bench", "cli_models"),
+    ("cli_bench", "cli_models", "cli_report"),
     ("cli",),
 )
 RANK = {part: rank for rank, parts in enumerate(ROWS) for part in parts}

@@ -16,7 +16,19 @@ from art_fingerprint.benchmark.store import KEYS
 from art_fingerprint.exceptions import InvalidInputError
 from art_fingerprint.reporting import tables
 from art_fingerprint.reporting.html import _ticks, report
-from art_fingerprint.reporting.tables import COLUMNS, as_csv, as_latex, as_markdown, as_text, latest_rows, table_one
+from art_fingerprint.reporting.layout import render
+from art_fingerprint.reporting.robustness import table_four, tradeoff
+from art_fingerprint.reporting.tables import (
+    COLUMNS,
+    as_csv,
+    as_latex,
+    as_markdown,
+    as_text,
+    by_preset,
+    latest_rows,
+    table_one,
+)
+from art_fingerprint.reporting.verdict_tables import verdict_sheet, verifier_lines, verifier_sheet
 
 Row = dict[str, Any]
 DIRECTIONS = {name: "similarity" if name in ("DDV", "MR") else "distance" for name, _, _ in COLUMNS}
@@ -194,7 +206,7 @@ def test_rows_about_a_former_victim_are_left_out() -> None:
 
 
 def test_no_rows_are_refused() -> None:
-    for function in (table_one, report):
+    for function in (table_one, by_preset, verifier_sheet, verdict_sheet, report):
         with pytest.raises(InvalidInputError, match="no result rows"):
             function([])
 
@@ -203,7 +215,7 @@ def test_several_presets_are_refused() -> None:
     rows = example()
     other = [{**row, "preset": "cifar10"} for row in rows]
     for mixed in ([*rows, *other], [*rows, other[0]], [*rows, *({**row, "victim": "v2"} for row in other)]):
-        for function in (table_one, report):
+        for function in (table_one, verifier_lines, verifier_sheet, verdict_sheet, table_four, tradeoff):
             with pytest.raises(InvalidInputError, match=r"several presets \(cifar10, digits\)"):
                 function(mixed)
 
@@ -408,8 +420,9 @@ def test_html_is_well_formed(rows: list[Row]) -> None:
     for tag in ("html", "head", "body", "style", "h1"):
         assert document.count(tag) == 1
     assert document.count("svg") == 6
-    # every cell of the first table, its head, and the second table
-    assert document.count("tr") == (1 + 3 + 1 if len(rows) == len(example()) else 1 + 5 + 1) + 1 + 4
+    # Table I, then a line for each metric and verifier, then one for each model; all with their heads
+    models = 3 if len(rows) == len(example()) else 5
+    assert document.count("tr") == (1 + models + 1) + (1 + 6 + 4) + (1 + models)
 
 
 def test_html_escapes_hostile_text() -> None:
@@ -435,7 +448,7 @@ def test_html_shows_every_suspect_in_every_strip() -> None:
     document = Document(report(example()))
     words = [text for text in document.texts if text in ("Victim", "Reference", "Negative", "FT(0.5)", "RemovalNet")]
     assert words.count("Victim") == words.count("Reference") == 6
-    assert words.count("Negative") == words.count("RemovalNet") - 1 == words.count("FT(0.5)") - 1 == 6 + 1
+    assert words.count("Negative") == words.count("RemovalNet") - 1 == words.count("FT(0.5)") - 1 == 6 + 1 + 1
     assert document.count("circle") == 6 * (1 + 1 + 2 + 3 + 1)
     assert document.count("rect") == 6
     assert "FT(0.5), seed 1: 0.3" in document.texts
@@ -467,17 +480,13 @@ def test_html_marks_right_and_wrong_decisions() -> None:
     assert "<td>?</td>" in report(failed(make_rows("FT(0.5)", 0, NEAR), "no"))
 
 
-def test_html_counts_verdicts_verifier_by_verifier() -> None:
+def test_html_shows_both_tables_of_verdicts() -> None:
     rows = example()
-    for row in rows:
-        row["derived"] = row["suspect"] == "FT(0.5)" or (row["verifier"] == "ZestVerifier" and row["seed"] == 1)
-        row["queries"] = 10 + row["seed"] % 7
-    text = report(rows)
-    zest = "<td>ZestVerifier</td><td>ZEST-L2, ZEST-cosine</td><td>3 of 4</td><td>1 of 2</td><td>10</td><td>0.5</td>"
-    assert zest in text
-    assert "<td>IPGuardVerifier</td><td>MR</td><td>3 of 4</td><td>0 of 2</td><td>10</td><td>0.5</td>" in text
-    empty = report(failed(make_rows("FT(0.5)", 0, NEAR), "no"))
-    assert "<td>IPGuardVerifier</td>" + "<td>-</td>" * 4 in empty
+    document = Document(report(rows))
+    for sheet in (verifier_sheet(rows), verdict_sheet(rows)):
+        flat = [cell for line in sheet.cells for cell in line]
+        assert any(flat == document.texts[i : i + len(flat)] for i in range(len(document.texts)))
+        assert set(sheet.notes) <= set(document.texts)
 
 
 def test_html_states_the_settings() -> None:
@@ -496,3 +505,67 @@ def test_strip_without_values_or_threshold() -> None:
     assert document.count("rect") == 0
     assert document.count("circle") == 1
     assert Document(report(make_rows("FT(0.5)", 0, {"MR": None}))).count("svg") == 0
+
+
+# ---------------------------------------------------------------------- several presets
+def two_presets() -> list[Row]:
+    """Return rows of two victims, mixed, the second without ZEST and with a worse fine-tuned model."""
+    other = [
+        {**row, "preset": "digits|wide", "victim": "v7"}
+        for row in [*make_rows("FT(0.5)", 0, FAR), *make_rows("Negative", 0, FAR, "negative")]
+        if row["verifier"] != "ZestVerifier"
+    ]
+    first = example()
+    return [first[0], *other[:2], *first[1:], *other[2:]]
+
+
+def test_rows_are_split_by_preset_in_order_of_appearance() -> None:
+    groups = by_preset(two_presets())
+    assert list(groups) == ["digits", "digits|wide"]
+    assert groups["digits"] == example()
+    assert {row["victim"] for row in groups["digits|wide"]} == {"v7"}
+    assert list(by_preset(reversed(two_presets()))) == ["digits|wide", "digits"]
+    assert [line.ownership for line in table_one(groups["digits|wide"]).lines] == ["No (0/1)", "No (0/1)"]
+
+
+def test_a_former_victim_of_one_preset_does_not_touch_the_other() -> None:
+    old = [{**row, "victim": "v0", "suspect": "old"} for row in example()]
+    assert by_preset([*old, *two_presets()]) == by_preset(two_presets())
+
+
+def test_one_table_has_no_heading_and_several_have() -> None:
+    sheets = {preset: tables.sheet(table_one(rows)) for preset, rows in by_preset(two_presets()).items()}
+    one = {"digits": sheets["digits"]}
+    table = table_one(example())
+    for form, function in (("txt", as_text), ("md", as_markdown), ("csv", as_csv), ("tex", as_latex)):
+        assert render(one, form) == function(table)
+    markdown = render(sheets, "md", named=True)
+    assert markdown.startswith("## digits\n\n" + as_markdown(table))
+    assert "\n\n## digits\\|wide\n\n| digits | Accuracy % |" in markdown
+    text = render(sheets, "txt", named=True)
+    assert text.startswith("digits\n" + as_text(table) + "\n\ndigits|wide\ndigits ")
+    latex = render(sheets, "tex", named=True)
+    assert latex.startswith("% digits\n" + as_latex(table))
+    assert "\n% digits|wide\n\\begin{tabular}{lrrrrrrl}\n" in latex
+
+
+def test_several_tables_in_csv_name_the_preset_on_every_line() -> None:
+    groups = by_preset(two_presets())
+    text = render({preset: tables.sheet(table_one(rows)) for preset, rows in groups.items()}, "csv", named=True)
+    found = list(csv.reader(io.StringIO(text)))
+    for preset, rows in groups.items():
+        assert [line[1:] for line in found if line[0] == preset] == tables.cells(table_one(rows))
+    assert {line[0] for line in found} == set(groups)
+
+
+def test_html_of_several_presets() -> None:
+    text = report(two_presets())
+    document = Document(text)
+    assert document.count("html") == document.count("style") == 1
+    assert document.count("h1") == 2
+    assert document.texts.count("art_fingerprint: digits") == document.texts.count("art_fingerprint: digits|wide") == 1
+    assert document.count("svg") == 6 + 4
+    first, second = (report(rows) for rows in by_preset(two_presets()).values())
+    body = text.split("</h1>")
+    assert body[1].split("<h1>")[0] == first.split("</h1>")[1].removesuffix("</body></html>\n")
+    assert body[2] == second.split("</h1>")[1]
