@@ -73,16 +73,18 @@ class Plan:
         :param preset: A preset or its name.
         :param seeds: Seeds, or how many: 3 means 0, 1, 2.
         :param attacks: Row labels to run; default all.
-        :param verifiers: Verifiers to run; default all.
+        :param verifiers: Verifiers to run; default all. See :meth:`restricted`.
         :raises InvalidInputError: unknown names or bad seeds.
         """
         chosen = load_preset(preset) if isinstance(preset, str) else preset
         return cls((chosen,), _seeds(seeds)).restricted(attacks, verifiers)
 
     def restricted(self, attacks: Iterable[str] | None = None, verifiers: Iterable[str] | None = None) -> Plan:
-        """Return the plan with some of its attacks and verifiers.
+        """Return the plan with some of its attacks, and with these verifiers.
 
-        :raises InvalidInputError: a name that a victim does not have.
+        :param attacks: Row labels that every victim has; default all.
+        :param verifiers: Names of verifiers, short or whole; one that a victim does not have gets its own defaults.
+        :raises InvalidInputError: an unknown name.
         """
         presets = self.presets
         if attacks is not None:
@@ -90,7 +92,7 @@ class Plan:
             presets = tuple(replace(p, attacks=_attacks(p.name, labels, p.attacks)) for p in presets)
         if verifiers is not None:
             names = list(verifiers)
-            presets = tuple(replace(p, verifiers=_chosen(p.name, "verifier", names, p.verifiers)) for p in presets)
+            presets = tuple(replace(p, verifiers=_verifiers(p.name, names, p.verifiers)) for p in presets)
         return Plan(presets, self.seeds)
 
     def with_seeds(self, seeds: int | Iterable[int]) -> Plan:
@@ -167,7 +169,7 @@ def _preset(name: str, entry: object, plan: Mapping[str, Any]) -> Preset:
 
 def _attacks(victim: str, spec: object, known: Mapping[str, AttackSetting]) -> dict[str, AttackSetting]:
     if not isinstance(spec, Mapping):
-        return _chosen(victim, "attack row", spec, known)
+        return _chosen(victim, spec, known)
     found = {}
     for label, entry in spec.items():
         where = f"attack {label!r} of victim {victim!r}"
@@ -218,15 +220,14 @@ def _verifiers(victim: str, spec: object, known: Mapping[str, Mapping[str, Any]]
     return found
 
 
-def _chosen(victim: str, kind: str, wanted: object, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the named entries, in the order that they are named in."""
-    names = [_text(f"a name of an {kind}", name) for name in check_sequence(f"{kind}s", wanted)]
-    for name in names:
-        if name not in known:
-            raise InvalidInputError(
-                f"The preset has no {kind} {name!r}; it has {', '.join(known)} (victim {victim!r})."
-            )
-    return {name: known[name] for name in names}
+def _chosen(victim: str, wanted: object, known: Mapping[str, AttackSetting]) -> dict[str, AttackSetting]:
+    """Return the named attacks, in the order that they are named in."""
+    labels = [_text("an attack's label", label) for label in check_sequence("attacks", wanted)]
+    for label in labels:
+        if label not in known:
+            has = ", ".join(known) or "none"
+            raise InvalidInputError(f"The preset has no attack row {label!r}; it has {has}. Victim: {victim}.")
+    return {label: known[label] for label in labels}
 
 
 def _recipe(where: str, entry: object, base: Recipe | None) -> Recipe:

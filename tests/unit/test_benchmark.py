@@ -449,7 +449,7 @@ def test_verifier_that_cannot_start_fails_its_own_cells(
     ("options", "message"),
     [
         ({"attacks": ["FT(0.5)", "FT"]}, r"no attack row 'FT'; it has FT\(0.5\), RemovalNet\(apart\)"),
-        ({"verifiers": ["IPGuard"]}, "no verifier 'IPGuard'; it has IPGuardVerifier, ZestVerifier"),
+        ({"verifiers": ["IPGard"]}, "no verifier .IPGard"),
         ({"seeds": 0}, "`seeds` must be at least 1, got 0"),
     ],
 )

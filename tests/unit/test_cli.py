@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import art_fingerprint
-from art_fingerprint import cli
+from art_fingerprint import cli, cli_bench
 from art_fingerprint.attacks import FineTuningAttack
 from art_fingerprint.benchmark.runner import Bench
 from art_fingerprint.benchmark.store import read_rows
@@ -133,25 +133,93 @@ def test_options_reach_the_bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         def run(self) -> None:
             pass
 
-    monkeypatch.setattr("art_fingerprint.benchmark.runner.Bench", Spy)
+    monkeypatch.setattr("art_fingerprint.cli_bench.Bench", Spy)
     assert cli.main(["bench", "--out", str(tmp_path)]) == 2  # no rows
-    ((preset, out), options), *_ = seen
-    assert (preset.name, out) == ("digits", tmp_path)
-    assert options == {
-        "seeds": 3,
-        "only_attacks": None,
-        "only_verifiers": None,
-        "device_type": "gpu",
-        "verbose": True,
-    }
-    assert bench(tmp_path, "--attacks", "A,B", "--verifiers", "V") == 2
-    assert seen[1][1] == {
-        "seeds": 1,
-        "only_attacks": ["A", "B"],
-        "only_verifiers": ["V"],
-        "device_type": "cpu",
-        "verbose": False,
-    }
+    ((plan, out), options), *_ = seen
+    assert (plan.presets[0].name, plan.seeds, out) == ("digits", (0, 1, 2), tmp_path)
+    default = {"executor": "serial", "workers": None, "ray_address": None, "device_type": "gpu", "verbose": True}
+    assert options == default
+    more = ["--executor", "ray", "--workers", "3", "--ray-address", "auto", "--verifiers", "Zest,ModelDiff"]
+    assert bench(tmp_path, "--attacks", "RemovalNet(apart), FT(0.5)", *more) == 2
+    ((plan, _), options) = seen[1]
+    assert list(plan.presets[0].attacks) == ["RemovalNet(apart)", "FT(0.5)"]
+    assert plan.presets[0].verifiers == {"ZestVerifier": tiny().verifiers["ZestVerifier"], "ModelDiffVerifier": {}}
+    assert (plan.seeds, options) == (
+        (0,),
+        {"executor": "ray", "workers": 3, "ray_address": "auto", "device_type": "cpu", "verbose": False},
+    )
+    assert bench(tmp_path, "--seeds", "4,2") == 2
+    assert seen[2][0][0].seeds == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        (None, None),
+        ("", []),
+        ("A,B", ["A", "B"]),
+        (" A , ", ["A"]),
+        ("A(1,2),B", ["A(1,2)", "B"]),
+        ("A)(,B", ["A)(", "B"]),
+    ],
+)
+def test_names_are_split_at_commas_outside_brackets(text: str | None, names: list[str] | None) -> None:
+    assert cli_bench._names(text) == names
+
+
+# ---------------------------------------------------------------------- plans
+PLAN = """
+seeds: 1
+victims: [tiny]
+attacks: {"FT(0.5)": {params: {max_iter: 3}}}
+verifiers: [IPGuard]
+"""
+
+
+def test_plan_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "plan.yaml").write_text(PLAN)
+    plan, out = str(tmp_path / "plan.yaml"), tmp_path / "run"
+    options = ["bench", "--plan", plan, "--out", str(out), "--device", "cpu", "--quiet"]
+    assert cli.main([*options, "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert not out.exists()
+    assert "fingerprint IPGuardVerifier" in text
+    assert [line.split()[:5] for line in text.split("\n") if "FT(0.5)" in line] == [["tiny", "FT(0.5)", "1", "1", "0"]]
+    assert [line.split()[:3] for line in text.split("\n") if line.startswith("total")] == [["total", "5", "0"]]
+    assert "Executor: serial, workers: 1. Nothing was run." in text
+    assert cli.main(options) == 0
+    rows = read_rows(out)
+    assert len(rows) == 5
+    assert [row["attack_params"]["max_iter"] for row in rows if row["attack"]] == [3]
+    capsys.readouterr()
+    assert cli.main([*options, "--seeds", "0,5", "--dry-run"]) == 0
+    done = [line.split() for line in capsys.readouterr().out.split("\n")]
+    assert [line[:5] for line in done if line[:2] == ["tiny", "Negative"]] == [["tiny", "Negative", "2", "2", "1"]]
+
+
+def test_plan_and_preset_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["bench", "--plan", "x", "--preset", "digits", "--out", "y"])
+    assert stop.value.code == 2
+    assert "not allowed with" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "There is no plan file"),
+        ("victims: digit", "is wrong: There is no preset 'digit'. Near names: digits."),
+        ("victims: [tiny]\nattacks: {A: {attack: FineTuning, params: {max_itr: 1}}}", "has no parameter 'max_itr'"),
+    ],
+)
+def test_bad_plan_gives_2_and_one_line(
+    tmp_path: Path, text: str | None, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if text is not None:
+        (tmp_path / "plan.yaml").write_text(text)
+    assert cli.main(["bench", "--plan", str(tmp_path / "plan.yaml"), "--out", str(tmp_path / "run")]) == 2
+    assert message in one_line(capsys)
+    assert not (tmp_path / "run").exists()
 
 
 # ---------------------------------------------------------------------- the paper's numbers, several presets
@@ -258,7 +326,9 @@ def test_failed_cells_give_3_and_are_named(
     [
         (["--preset", "digit"], "There is no preset 'digit'; known are "),
         (["--attacks", "FT"], "The preset has no attack row 'FT'; it has FT(0.5), RemovalNet(apart)."),
-        (["--verifiers", "IPGuard"], "The preset has no verifier 'IPGuard'; it has IPGuardVerifier, ZestVerifier."),
+        (["--verifiers", "IPGard"], "There is no verifier 'IPGard'. Near names: IPGuardVerifier"),
+        (["--workers", "2"], "`workers`=2 needs executor='process' or 'ray'."),
+        (["--ray-address", "auto"], "`ray_address` needs executor='ray'."),
         (["--seeds", "0"], "`seeds` must be at least 1, got 0."),
     ],
 )
@@ -313,6 +383,7 @@ def test_report_that_cannot_be_written_gives_2(folder: Path, name: str, capsys: 
         ["list", "models"],
         ["bench"],
         ["bench", "--out", "x", "--seeds", "many"],
+        ["bench", "--out", "x", "--seeds", "1,"],
         ["bench", "--out", "x", "--executor", "cluster"],
         ["bench", "--out", "x", "--device", "tpu"],
         ["report"],
