@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from art_fingerprint.core.digests import array_digest
-from art_fingerprint.core.seeding import numpy_generator
+from art_fingerprint.core.checks import check_choice, check_flag, check_number
 from art_fingerprint.exceptions import InvalidInputError
+from art_fingerprint.zoo.dataset import Dataset, split_by_class
 from art_fingerprint.zoo.idx import IdxFile, read_published
+from art_fingerprint.zoo.image_sets import IMAGE_SETS, data_root, fetch, load_image_set
+from art_fingerprint.zoo.listing import DATA_VARIABLE
 
-DATA_VARIABLE = "ART_FINGERPRINT_DATA"
+__all__ = [
+    "DATASETS",
+    "DATA_VARIABLE",
+    "Dataset",
+    "fashion_mnist_folders",
+    "load_dataset",
+    "load_digits",
+    "load_fashion_mnist",
+    "split_by_class",
+]
+
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 FASHION_MNIST_FILES = {
     "train-images-idx3-ubyte": IdxFile(
@@ -25,62 +38,6 @@ FASHION_MNIST_FILES = {
     ),
     "t10k-labels-idx1-ubyte": IdxFile((10000,), "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9"),
 }
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Images ``(n, C, H, W)`` float32 in [0, 1] and labels ``(n,)`` int64, in three disjoint parts.
-
-    :ivar name: Name of the data set.
-    :ivar x_train: The victim's training images.
-    :ivar y_train: Their labels.
-    :ivar x_apart: Images of the same kind that no victim or negative is trained on: the paper's "surrogate data".
-    :ivar y_apart: Their labels.
-    :ivar x_test: Test images.
-    :ivar y_test: Their labels.
-    :ivar nb_classes: Number of classes.
-    :ivar hflip: Whether mirroring keeps the class.
-    """
-
-    name: str
-    x_train: np.ndarray
-    y_train: np.ndarray
-    x_apart: np.ndarray
-    y_apart: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
-    nb_classes: int
-    hflip: bool
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one image, (C, H, W)."""
-        return tuple(self.x_train.shape[1:])
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 over all parts."""
-        return array_digest(self.x_train, self.y_train, self.x_apart, self.y_apart, self.x_test, self.y_test)
-
-
-def split_by_class(y: np.ndarray, sizes: tuple[int, ...], seed: int, *purpose: str) -> list[np.ndarray]:
-    """Return disjoint index sets of the given sizes, each with the class shares of ``y`` as nearly as possible.
-
-    :param y: Labels ``(n,)``.
-    :param sizes: Sizes that sum to at most n.
-    :raises InvalidInputError: more is asked for than there is.
-    """
-    if sum(sizes) > len(y):
-        raise InvalidInputError(f"Parts of {sizes} samples were asked for, but there are {len(y)}.")
-    generator = numpy_generator(seed, "split", *purpose)
-    order = generator.permutation(len(y))
-    # The k-th of n_c samples of a class gets position (k + u) / n_c: sorted by position, every stretch is stratified.
-    position = np.empty(len(y))
-    for label in np.unique(y):
-        members = order[y[order] == label]
-        position[members] = (np.arange(len(members)) + generator.random()) / len(members)
-    ranked = np.argsort(position, kind="stable")
-    return [np.sort(part) for part in np.split(ranked, np.cumsum(sizes))[: len(sizes)]]
 
 
 def load_digits() -> Dataset:
@@ -97,14 +54,17 @@ def load_digits() -> Dataset:
     return Dataset("digits", x[train], y[train], x[apart], y[apart], x[test], y[test], 10, hflip=False)
 
 
-def fashion_mnist_folders() -> list[Path]:
-    """Return the folders in which Fashion-MNIST is looked for, in this order."""
-    own = os.environ.get(DATA_VARIABLE)
-    folders = [Path(own, "fashion-mnist"), Path(own, "FashionMNIST", "raw")] if own else []
+def fashion_mnist_folders(root: Path | None = None) -> list[Path]:
+    """Return the folders in which Fashion-MNIST is looked for, in this order.
+
+    :param root: The user's folder; default: what the environment variable ``ART_FINGERPRINT_DATA`` names.
+    """
+    own = data_root(root)
+    folders = [own / "fashion-mnist", own / "FashionMNIST" / "raw"] if own else []
     return [*folders, FASHION_MNIST_FOLDER]
 
 
-def load_fashion_mnist() -> Dataset:
+def load_fashion_mnist(root: Path | None = None) -> Dataset:
     """Return Fashion-MNIST (Xiao et al., 2017): 28x28 grey images of ten kinds of clothes, 51000 for the victim, 9000
     held apart, 10000 for tests.
 
@@ -112,16 +72,17 @@ def load_fashion_mnist() -> Dataset:
     split never changes; it does not depend on any seed of an experiment. A mirrored garment is still one of its class.
 
     The four IDX files, packed by gzip or not, are read from the first folder that has them all: ``fashion-mnist`` or
-    torchvision's ``FashionMNIST/raw`` in the folder that the environment variable ``ART_FINGERPRINT_DATA`` names, then
-    the folder of Debian's package ``dataset-fashion-mnist``. Memory: 220 MB.
+    torchvision's ``FashionMNIST/raw`` in the user's folder, then the folder of Debian's package
+    ``dataset-fashion-mnist``. Memory: 220 MB.
 
+    :param root: The user's folder; default: what the environment variable ``ART_FINGERPRINT_DATA`` names.
     :raises DatasetError: a file is missing, damaged, or holds other data than were published.
     """
     advice = (
         f"Install Debian's package dataset-fashion-mnist, or put {', '.join(FASHION_MNIST_FILES)} (.gz or not) from "
         f"github.com/zalandoresearch/fashion-mnist into <folder>/fashion-mnist and set {DATA_VARIABLE}=<folder>."
     )
-    x, y, x_test, y_test = read_published(fashion_mnist_folders(), FASHION_MNIST_FILES, advice)
+    x, y, x_test, y_test = read_published(fashion_mnist_folders(root), FASHION_MNIST_FILES, advice)
     nb_apart = int(0.15 * len(x))
     train, apart = split_by_class(y, (len(x) - nb_apart, nb_apart), 0, "fashion-mnist")
 
@@ -133,14 +94,85 @@ def load_fashion_mnist() -> Dataset:
     return Dataset("fashion-mnist", x_train, y[train], x_apart, y[apart], scaled(x_test), y_test, 10, hflip=True)
 
 
-DATASETS = {"digits": load_digits, "fashion-mnist": load_fashion_mnist}
+def _fetch_fashion_mnist(root: Path) -> None:
+    from torchvision.datasets import FashionMNIST
+
+    FashionMNIST(str(root), download=True)
 
 
-def load_dataset(name: str) -> Dataset:
-    """Return a data set by name.
+_PARTS = ("train", "apart", "test")
+DATASETS = tuple(sorted({"digits", "fashion-mnist", *IMAGE_SETS}))
 
-    :raises InvalidInputError: unknown name.
+
+def load_dataset(
+    name: str,
+    *,
+    root: str | os.PathLike[str] | None = None,
+    download: bool = False,
+    size: int | None = None,
+    max_samples: int | Mapping[str, int] | None = None,
+    substitute: str | None = None,
+    lazy: bool | None = None,
+) -> Dataset:
+    """Return a data set by name. What each one needs on disk, its split and its licence: ``docs/data.md``.
+
+    Splits, and the samples that ``max_samples`` keeps, are the same on each call and depend on no seed.
+
+    :param name: One of :data:`DATASETS`.
+    :param root: Folder that holds the data sets; default: what the environment variable ``ART_FINGERPRINT_DATA`` names.
+    :param download: Let torchvision fetch the set into ``root`` first (Fashion-MNIST, CIFAR-10, GTSRB, CelebA). Its
+        substitute set is never fetched.
+    :param size: Height and width of the images; default: the set's own choice (32; 224 for ImageNet).
+    :param max_samples: Most samples in each part, drawn with the class shares of the whole; or by part, as in
+        ``{"train": 1000, "test": 500}``, parts being ``"train"``, ``"apart"`` and ``"test"``.
+    :param substitute: Where the held-apart part is from: ``"own"``, 15 % of the training set; ``"none"``, empty; or a
+        data set that goes with this one (CIFAR-10: ``"cinic10"``; HAM10000 and ISIC 2018: ``"bcn20000"``; CelebA:
+        ``"lfw"``, ``"vggface2"``). Default: the paper's.
+    :param lazy: ``True``: parts are :class:`.LazyImages`; ``False``: arrays; ``None``: arrays where a part
+        takes no more than 3 GiB.
+    :raises InvalidInputError: unknown name, or an option that this data set does not have.
+    :raises DatasetError: files are missing, damaged or of another set: which, and what to put where.
     """
     if name not in DATASETS:
-        raise InvalidInputError(f"There is no data set {name!r}; known are {', '.join(sorted(DATASETS))}.")
-    return DATASETS[name]()
+        raise InvalidInputError(f"There is no data set {name!r}; known are {', '.join(DATASETS)}.")
+    check_flag("download", download)
+    limits = _limits(max_samples)
+    folder = data_root(root)
+    if name in IMAGE_SETS:
+        return load_image_set(name, folder, download, size, limits, substitute, lazy)
+    given = [key for key, value in (("size", size), ("substitute", substitute), ("lazy", lazy)) if value is not None]
+    if given:
+        raise InvalidInputError(f"The data set {name!r} is as it is: {' and '.join(given)} must be left out.")
+    if name == "digits":
+        data = load_digits()
+    else:
+        if download:
+            fetch("Fashion-MNIST", _fetch_fashion_mnist, folder)
+        data = load_fashion_mnist(folder)
+    return _limited(data, limits) if limits else data
+
+
+def _limits(max_samples: object) -> dict[str, int]:
+    if max_samples is None:
+        return {}
+    limits = max_samples if isinstance(max_samples, Mapping) else dict.fromkeys(_PARTS, max_samples)
+    for part, limit in limits.items():
+        check_choice("part in max_samples", part, _PARTS)
+        check_number("max_samples", limit, 1, integer=True)
+    return dict(limits)
+
+
+def _limited(data: Dataset, limits: Mapping[str, int]) -> Dataset:
+    train, apart, test = (
+        split_by_class(y, (min(limits.get(part, len(y)), len(y)),), 0, "limit", data.name, part)[0]
+        for part, y in zip(_PARTS, (data.y_train, data.y_apart, data.y_test), strict=True)
+    )
+    return replace(
+        data,
+        x_train=data.x_train[train],
+        y_train=data.y_train[train],
+        x_apart=data.x_apart[apart],
+        y_apart=data.y_apart[apart],
+        x_test=data.x_test[test],
+        y_test=data.y_test[test],
+    )

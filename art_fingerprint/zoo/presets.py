@@ -1,77 +1,18 @@
-"""Presets: everything an experiment needs, as data."""
+"""Presets by name; those of the paper's data sets: :mod:`.paper_presets`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
-
-from torch import nn
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 from art_fingerprint.exceptions import InvalidInputError
 from art_fingerprint.zoo.architectures import SmallCNN, SmallVGG
+from art_fingerprint.zoo.paper_presets import PAPER_PRESETS
+from art_fingerprint.zoo.preset import AttackSetting, Preset, Source
 from art_fingerprint.zoo.recipes import Recipe
 
-Source = Literal["train", "subset", "apart"]
-
-
-@dataclass(frozen=True)
-class AttackSetting:
-    """One suspect row of a table: which attack, with which parameters, on which data.
-
-    :ivar attack: Class name in ``art_fingerprint.attacks``.
-    :ivar params: Constructor arguments other than the seed.
-    :ivar source: The attacker's data: the victim's whole training set, a subset of it, or data held apart.
-    :ivar true_labels: Whether the attacker has true labels.
-    """
-
-    attack: str
-    params: Mapping[str, Any]
-    source: Source
-    true_labels: bool
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A data set, a victim, its independent models, the attacks and the verifiers.
-
-    :ivar name: Name of the preset.
-    :ivar dataset: Name of the data set.
-    :ivar architecture: Makes a network with random weights.
-    :ivar victim_recipe: Training of victim and references.
-    :ivar negative_recipe: Training of negatives.
-    :ivar subset_ratio: Share of the training set in the limited-data scenario.
-    :ivar attacks: Row label to attack.
-    :ivar verifiers: Class name in ``art_fingerprint.verifiers`` to constructor arguments.
-    :ivar nb_references: Reference models behind the thresholds.
-    :ivar victim_seed: Seed of the victim; references and negatives have seeds derived from other names.
-    :ivar threads: CPU threads of torch; one is fastest for tiny networks and gives the same numbers on any machine
-        size.
-    :ivar reason: Why settings differ from the paper's.
-    :ivar robustness: torchattacks class name to parameters, for the robust accuracy of every model; empty for none.
-    :ivar nb_robustness: Test images that are attacked, the first ones.
-    :ivar nb_negatives: Independent models that are judged; ``None``: one for each seed. AUC and rates want twenty.
-    :ivar calibration: Arguments of ``Verifier.calibrate``, ``{"rule": "fpr", "false_positive_rate": 0.05}`` say.
-    """
-
-    name: str
-    dataset: str
-    architecture: Callable[[], nn.Module]
-    victim_recipe: Recipe
-    negative_recipe: Recipe
-    subset_ratio: float
-    attacks: Mapping[str, AttackSetting]
-    verifiers: Mapping[str, Mapping[str, Any]]
-    nb_references: int
-    victim_seed: int = 1000
-    threads: int | None = None
-    reason: str = ""
-    robustness: Mapping[str, Mapping[str, Any]] = field(
-        default_factory=lambda: {"FGSM": {}, "PGD": {}, "DeepFool": {}}  # Table IV's, see core.adversarial.DEFAULTS
-    )
-    nb_robustness: int = 200
-    nb_negatives: int | None = None
-    calibration: Mapping[str, Any] = field(default_factory=dict)
+__all__ = ["PRESETS", "AttackSetting", "Preset", "Source", "load_preset"]
 
 
 def _digits() -> Preset:
@@ -187,7 +128,11 @@ def _fashion_mnist() -> Preset:
     )
 
 
-PRESETS: dict[str, Callable[[], Preset]] = {"digits": _digits, "fashion-mnist": _fashion_mnist}
+PRESETS: dict[str, Callable[[], Preset]] = {
+    "digits": _digits,
+    "fashion-mnist": _fashion_mnist,
+    **PAPER_PRESETS,
+}
 
 
 def load_preset(name: str) -> Preset:

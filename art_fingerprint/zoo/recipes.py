@@ -14,7 +14,9 @@ from torch import nn
 from art_fingerprint.core.classifier import LogitsNetwork
 from art_fingerprint.core.seeding import derive_seed, forked_random_state, numpy_generator
 from art_fingerprint.core.training import Batch, Batches, Losses, fit, linear_l2
-from art_fingerprint.zoo.datasets import Dataset
+from art_fingerprint.zoo.dataset import Dataset
+from art_fingerprint.zoo.lazy_batches import Prefetched, training_images
+from art_fingerprint.zoo.lazy_images import LazyImages
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def _train(
         view = LogitsNetwork(classifier, "logits")
         labels = torch.from_numpy(data.y_train).to(view.device)
         batches = Batches(
-            torch.from_numpy(data.x_train),
+            training_images(data.x_train),
             view.preprocess,
             recipe.batch_size,
             view.device,
@@ -116,6 +118,8 @@ def _train(
             hflip=data.hflip,
             max_shift=recipe.max_shift,
         )
+
+        source = Prefetched(batches) if isinstance(data.x_train, LazyImages) else batches
 
         def losses(batch: Batch) -> Losses:
             return {
@@ -132,6 +136,6 @@ def _train(
                 weight_decay=recipe.weight_decay,
             )
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps) if cosine else None
-            fit(batches, losses, optimizer, steps, schedule, description=role, verbose=verbose)
+            fit(source, losses, optimizer, steps, schedule, description=role, verbose=verbose)
         view.network.eval()
     return classifier

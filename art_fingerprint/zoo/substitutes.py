@@ -14,6 +14,7 @@ from art_fingerprint.exceptions import InvalidInputError
 # Shares of the training set in the paper's study of limited data.
 RATIOS = tuple(percent / 100 for percent in range(2, 21, 2))
 _DECIMALS = 4
+_CHUNK = 1024
 
 
 def select_substitute(
@@ -182,9 +183,12 @@ def check_disjoint(x: np.ndarray, others: Mapping[str, np.ndarray]) -> None:
 
 
 def _hashes(x: np.ndarray) -> np.ndarray:
-    # adding zero makes -0.0 and 0.0 one
-    rounded = np.round(np.ascontiguousarray(x, dtype=np.float32), _DECIMALS) + 0.0
-    return np.array([hashlib.blake2b(row.tobytes(), digest_size=16).hexdigest() for row in rounded], dtype="U32")
+    found = []
+    for start in range(0, len(x), _CHUNK):  # images on disk are decoded slice by slice
+        # adding zero makes -0.0 and 0.0 one
+        rounded = np.round(np.ascontiguousarray(x[start : start + _CHUNK], dtype=np.float32), _DECIMALS) + 0.0
+        found += [hashlib.blake2b(row.tobytes(), digest_size=16).hexdigest() for row in rounded]
+    return np.array(found, dtype="U32")
 
 
 def _listed(indices: np.ndarray) -> str:

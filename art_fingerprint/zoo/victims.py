@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from art_fingerprint.core.checks import check_choice, check_flag, check_number
@@ -29,7 +30,8 @@ def victim_network(
     Parameters in millions, at 32 pixels with 10 classes: VGG19 38.96, InceptionV3 21.64, ResNet50 23.52, DenseNet121
     6.96; ViT, at 224 with 1000: 88.2.
 
-    :param name: ``"vgg19_bn"``, ``"inception_v3"``, ``"resnet50"``, ``"densenet121"`` or ``"vit_base_patch32_224"``.
+    :param name: ``"vgg19_bn"``, ``"inception_v3"``, ``"resnet50"``, ``"densenet121"`` or ``"vit_base_patch32_224"``;
+        with ``pretrained``, one of timm's names of weights may follow after a dot.
     :param nb_classes: Classes K; the output is ``(n, K)`` logits.
     :param input_size: Height and width of the images, at least 32; for the ViT a multiple of 32. ``None``: 32, for the
         ViT 224.
@@ -39,11 +41,12 @@ def victim_network(
     """
     import timm  # imports torchvision, which a verifier does not need
 
-    check_choice("name", name, VICTIMS)
+    base = name.partition(".")[0] if pretrained and isinstance(name, str) else name
+    check_choice("name", base, VICTIMS)
     check_number("nb_classes", nb_classes, 2, integer=True)
     check_number("channels", channels, 1, integer=True)
     check_flag("pretrained", pretrained)
-    token_model = name == "vit_base_patch32_224"
+    token_model = base == "vit_base_patch32_224"
     size = (224 if token_model else 32) if input_size is None else input_size
     check_number("input_size", size, 32, integer=True)
     if token_model and size % _PATCH:
@@ -60,9 +63,27 @@ def victim_network(
             f"timm could not load its weights of {name} ({type(error).__name__}: {error}). They are downloaded once: "
             "connect to the network, or use pretrained=False and load_state_dict() with weights of your own."
         ) from error
-    shrink = VICTIMS[name]
+    shrink = VICTIMS[base]
     if shrink is not None and size < _LARGE:
         shrink(network, nb_classes, channels)
+    return network
+
+
+def imagenet_vit(weights: str = "augreg_in21k_ft_in1k") -> nn.Module:
+    """Return ViT-B/32 for ImageNet with timm's weights of this name, for images in [0, 1].
+
+    timm's models take standardised images. The standardisation (x - m) / s is folded into the patch embedding, which
+    has no padding, so that the numbers stay the same: W becomes W / s, and b becomes b - sum(W m / s).
+
+    :param weights: timm's name of the weights; the paper's negatives start from those of SAM, ``"sam_in1k"``.
+    :raises InvalidInputError: the weights cannot be fetched.
+    """
+    network: Any = victim_network(f"vit_base_patch32_224.{weights}", 1000, pretrained=True)
+    mean, std = (torch.tensor(network.pretrained_cfg[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
+    patches = network.patch_embed.proj
+    with torch.no_grad():
+        patches.weight /= std
+        patches.bias -= (patches.weight * mean).sum((1, 2, 3))
     return network
 
 

@@ -1,0 +1,79 @@
+"""What a preset is: everything an experiment needs, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import nn
+
+from art_fingerprint.zoo.recipes import Recipe
+
+Source = Literal["train", "subset", "apart"]
+
+
+@dataclass(frozen=True)
+class AttackSetting:
+    """One suspect row of a table: which attack, with which parameters, on which data.
+
+    :ivar attack: Class name in ``art_fingerprint.attacks``.
+    :ivar params: Constructor arguments other than the seed.
+    :ivar source: The attacker's data: the victim's whole training set, a subset of it, or data held apart.
+    :ivar true_labels: Whether the attacker has true labels.
+    """
+
+    attack: str
+    params: Mapping[str, Any]
+    source: Source
+    true_labels: bool
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A data set, a victim, its independent models, the attacks and the verifiers.
+
+    :ivar name: Name of the preset.
+    :ivar dataset: Name of the data set.
+    :ivar architecture: Makes the network that the victim starts from: with random weights, ImageNet's with published
+        ones.
+    :ivar victim_recipe: Training of victim and references.
+    :ivar negative_recipe: Training of negatives.
+    :ivar subset_ratio: Share of the training set in the limited-data scenario.
+    :ivar attacks: Row label to attack.
+    :ivar verifiers: Class name in ``art_fingerprint.verifiers`` to constructor arguments.
+    :ivar nb_references: Reference models behind the thresholds.
+    :ivar victim_seed: Seed of the victim; references and negatives have seeds derived from other names.
+    :ivar threads: CPU threads of torch; one is fastest for tiny networks and gives the same numbers on any machine
+        size.
+    :ivar reason: Why settings differ from the paper's.
+    :ivar robustness: torchattacks class name to parameters, for the robust accuracy of every model; empty for none.
+    :ivar nb_robustness: Test images that are attacked, the first ones.
+    :ivar nb_negatives: Independent models that are judged; ``None``: one for each seed. AUC and rates want twenty.
+    :ivar calibration: Arguments of ``Verifier.calibrate``, ``{"rule": "fpr", "false_positive_rate": 0.05}`` say.
+    :ivar dataset_options: Keyword arguments of :func:`.load_dataset`.
+    :ivar independent_architecture: ``package.module:function`` that makes the network from which negatives and
+        references start; ``None``: as the victim. Set where the victim starts from published weights: models with one
+        start are not independent.
+    """
+
+    name: str
+    dataset: str
+    architecture: Callable[[], nn.Module]
+    victim_recipe: Recipe
+    negative_recipe: Recipe
+    subset_ratio: float
+    attacks: Mapping[str, AttackSetting]
+    verifiers: Mapping[str, Mapping[str, Any]]
+    nb_references: int
+    victim_seed: int = 1000
+    threads: int | None = None
+    reason: str = ""
+    robustness: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=lambda: {"FGSM": {}, "PGD": {}, "DeepFool": {}}  # Table IV's, see core.adversarial.DEFAULTS
+    )
+    nb_robustness: int = 200
+    nb_negatives: int | None = None
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    dataset_options: Mapping[str, Any] = field(default_factory=dict)
+    independent_architecture: str | None = None

@@ -1,0 +1,65 @@
+"""GTSRB, the German Traffic Sign Recognition Benchmark (Stallkamp et al., 2012)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from art_fingerprint.zoo.listing import (
+    Listing,
+    Place,
+    check_listed,
+    class_folders,
+    class_index,
+    images_in,
+    listing,
+    read_table,
+)
+
+CLASSES = tuple(f"{number:05d}" for number in range(43))
+GTSRB = Place(
+    "GTSRB",
+    ("gtsrb", "GTSRB", "."),
+    "Unpack GTSRB_Final_Training_Images.zip (or torchvision's GTSRB-Training_fixed.zip), GTSRB_Final_Test_Images.zip "
+    "and GTSRB_Final_Test_GT.zip from benchmark.ini.rub.de in <folder>/gtsrb, or let torchvision fetch them with "
+    "download=True.",
+)
+_TRACK = re.compile(r"(\d{5})_\d{5}\.ppm")
+
+
+def read_gtsrb(root: Path | None) -> tuple[Listing, Listing]:
+    """Return training and test images, 39209 (26640 in torchvision's archive) and 12630 in 43 classes.
+
+    Files of one class with the same first number show one physical sign as a car comes near: they are one group.
+    """
+    train, test, table = GTSRB.find(
+        root,
+        [
+            ["GTSRB/Final_Training/Images", "GTSRB/Training"],
+            ["GTSRB/Final_Test/Images"],
+            ["GT-final_test.csv", "GTSRB/Final_Test/Images/GT-final_test.csv"],
+        ],
+    )
+    images = class_folders(train, CLASSES, GTSRB)
+    return replace(images, groups=np.array([_track(Path(path)) for path in images.source], dtype=object)), _test(
+        test, table
+    )
+
+
+def _track(path: Path) -> str:
+    match = _TRACK.fullmatch(path.name)
+    if match is None:
+        raise GTSRB.error(f"{path} is not named like an image of GTSRB, track_frame.ppm")
+    return f"{path.parent.name}/{match[1]}"
+
+
+def _test(folder: Path, table: Path) -> Listing:
+    paths, labels = [], []
+    for where, row in read_table(table, ("Filename", "ClassId"), GTSRB, ";"):
+        paths.append(folder / row["Filename"])
+        labels.append(class_index(row["ClassId"].zfill(5), CLASSES, where, GTSRB))
+    check_listed(len(paths), len(images_in(folder)), table, folder, GTSRB)
+    return listing(paths, labels, CLASSES)
