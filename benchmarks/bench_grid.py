@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 
 from art_fingerprint import attacks, verifiers
+from art_fingerprint.benchmark.materials import substitute_data
 from art_fingerprint.benchmark.plan import Plan
 from art_fingerprint.benchmark.runner import Bench
 from art_fingerprint.benchmark.store import read_rows
-from art_fingerprint.benchmark.workbench import substitute_data
 from art_fingerprint.core.seeding import derive_seed
 from art_fingerprint.evaluation.fidelity import accuracy, agreement
 from art_fingerprint.evaluation.robustness import robustness

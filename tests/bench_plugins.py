@@ -77,6 +77,11 @@ def narrower() -> SmallCNN:
     return SmallCNN(width=3)
 
 
+def colour() -> SmallCNN:
+    """Return a network of width 4 for colour images."""
+    return SmallCNN(channels=3, width=4)
+
+
 def few_digits() -> Dataset:
     """Return a part of the digits."""
     data = load_digits()

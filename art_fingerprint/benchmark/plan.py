@@ -131,10 +131,10 @@ def plan_from(data: object) -> Plan:
     return Plan(presets, _seeds(content.get("seeds", 3)))
 
 
-def load_architecture(preset: Preset, nb_classes: int, channels: int) -> Callable[[], nn.Module]:
-    """Return what makes a preset's network; timm is told the data set's classes and channels."""
-    made = preset.architecture
-    return replace(made, nb_classes=nb_classes, channels=channels) if isinstance(made, Factory) else made
+def load_architecture(made: Callable[[], nn.Module] | str, nb_classes: int, channels: int) -> Callable[[], nn.Module]:
+    """Return what makes a network, from its name or itself; timm is told the data set's classes and channels."""
+    factory = Factory(made) if isinstance(made, str) else made
+    return replace(factory, nb_classes=nb_classes, channels=channels) if isinstance(factory, Factory) else factory
 
 
 # ---------------------------------------------------------------------- parts of a plan
@@ -309,5 +309,5 @@ def architecture_name(made: Callable[[], nn.Module]) -> str:
     if isinstance(made, Factory):
         return made.name
     if isinstance(made, functools.partial):
-        return repr(made)
+        return f"{architecture_name(made.func)}(*{made.args!r}, **{made.keywords!r})"
     return f"{made.__module__}:{getattr(made, '__qualname__', type(made).__qualname__)}"

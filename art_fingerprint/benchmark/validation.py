@@ -67,7 +67,7 @@ def _check_numbers(preset: Preset) -> None:
     for name in ("threads", "nb_negatives"):
         if getattr(preset, name) is not None:
             check_number(name, getattr(preset, name), 1 if name == "threads" else 0, integer=True)
-    for name in ("attacks", "verifiers", "robustness", "calibration"):
+    for name in ("attacks", "verifiers", "robustness", "calibration", "dataset_options"):
         if not isinstance(getattr(preset, name), Mapping):
             raise InvalidInputError(f"`{name}` must be a mapping, got {getattr(preset, name)!r}.")
     for name in ("victim_recipe", "negative_recipe"):

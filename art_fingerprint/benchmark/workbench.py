@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import os
 import time
@@ -15,6 +16,7 @@ import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
 from art_fingerprint.attacks import RemovalAttack
+from art_fingerprint.benchmark.materials import dataset, owners_data, plain, substitute_data
 from art_fingerprint.benchmark.plan import Factory, architecture_name, load_architecture, saying
 from art_fingerprint.benchmark.store import ADDED_KEYS, KEYS, Store, cell_key
 from art_fingerprint.benchmark.validation import check_architecture, check_preset
@@ -26,16 +28,16 @@ from art_fingerprint.evaluation.fidelity import accuracy_drop, predicted_labels
 from art_fingerprint.evaluation.robustness import robustness
 from art_fingerprint.exceptions import AccessError, IncompatibleSuspectError, InvalidInputError, StoreError
 from art_fingerprint.verifiers.base import Verifier
-from art_fingerprint.zoo.datasets import Dataset, load_dataset
-from art_fingerprint.zoo.loading import attack_class, load_object, verifier_class
+from art_fingerprint.zoo.lazy_batches import ImageStream
+from art_fingerprint.zoo.lazy_images import LazyImages
+from art_fingerprint.zoo.loading import attack_class, verifier_class
 from art_fingerprint.zoo.presets import AttackSetting, Preset
 from art_fingerprint.zoo.recipes import train_negative, train_victim, wrap
-from art_fingerprint.zoo.substitutes import select_substitute
 
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-# A cell that is impossible by the nature of its suspect is skipped, and not tried again; any other error fails it.
+# A cell that is impossible by its suspect's nature is skipped, and not tried again; any other error fails it.
 _IMPOSSIBLE = (IncompatibleSuspectError, AccessError)
 
 
@@ -71,16 +73,19 @@ class Workbench:
         self.preset = preset
         self.seeds = tuple(seeds)
         self.device_type = device_type
-        self.data = dataset(preset.dataset)
+        self.data = dataset(preset.dataset, json.dumps(as_json(preset.dataset_options), sort_keys=True))
         self._folder = store
-        self._architecture = load_architecture(preset, self.data.nb_classes, self.data.input_shape[0])
+        facts = (self.data.nb_classes, self.data.input_shape[0])
+        self._architecture = load_architecture(preset.architecture, *facts)
+        self._independent = load_architecture(preset.independent_architecture or preset.architecture, *facts)
         with forked_random_state(0):
-            check_architecture(self._architecture, self.data.nb_classes)
+            for make in (self._architecture, self._independent):
+                check_architecture(make, self.data.nb_classes)
         untrained = self.untrained
         self._device = str(untrained.device)
         self._made_from = {
             "data": self.data.digest,
-            "architecture": [architecture_name(preset.architecture), str(network_of(untrained))],
+            "architecture": [architecture_name(self._architecture), str(network_of(untrained))],
             "versions": versions(),
             "device": untrained.device.type,
         }
@@ -122,7 +127,7 @@ class Workbench:
         preset = self.preset
         found = [Suspect("Victim", "victim", preset.victim_seed, self.victim_key)]
         for index in range(preset.nb_references):
-            found.append(Suspect("Reference", "reference", index, self._key("victim", self._reference_seed(index))))
+            found.append(Suspect("Reference", "reference", index, self._key("reference", self._reference_seed(index))))
         negatives = self.seeds if preset.nb_negatives is None else range(preset.nb_negatives)
         for seed in negatives:
             found.append(Suspect("Negative", "negative", seed, self._key("negative", seed)))
@@ -158,7 +163,9 @@ class Workbench:
 
     def _key(self, kind: str, seed: int) -> str:
         recipe = self.preset.negative_recipe if kind == "negative" else self.preset.victim_recipe
-        return cell_key(kind=kind, recipe=asdict(recipe), seed=seed, **self._made_from)
+        start = None if kind == "victim" else architecture_name(self._independent)
+        kind = "negative" if kind == "negative" else "victim"
+        return cell_key(kind=kind, start=start, recipe=asdict(recipe), seed=seed, **self._made_from)
 
     def _surrogate_key(self, setting: AttackSetting, seed: int) -> str:
         return cell_key(
@@ -202,15 +209,15 @@ class Workbench:
     def _make(self, suspect: Suspect, setting: AttackSetting | None) -> PyTorchClassifier:
         if setting is not None:
             x, y = substitute_data(self.data, self.victim, setting.source, self.preset.subset_ratio, suspect.seed)
-            attack = self.attack(setting, self.victim, suspect.seed)
-            return attack.generate(x, y if setting.true_labels else None)
+            attack, labels = self.attack(setting, self.victim, suspect.seed), y if setting.true_labels else None
+            if isinstance(x, LazyImages):
+                return attack.generate(ImageStream(x, labels, attack.batch_size, suspect.seed))
+            return attack.generate(x, labels)
+        make = self._architecture if suspect.role == "victim" else self._independent
         if suspect.role == "negative":
-            train, recipe, seed = train_negative, self.preset.negative_recipe, suspect.seed
-        else:
-            reference = suspect.role == "reference"
-            seed = self._reference_seed(suspect.seed) if reference else suspect.seed
-            train, recipe = train_victim, self.preset.victim_recipe
-        return train(self._architecture, self.data, recipe, seed, self.device_type)
+            return train_negative(make, self.data, self.preset.negative_recipe, suspect.seed, self.device_type)
+        seed = self._reference_seed(suspect.seed) if suspect.role == "reference" else suspect.seed
+        return train_victim(make, self.data, self.preset.victim_recipe, seed, self.device_type)
 
     def _setting(self, suspect: Suspect) -> AttackSetting | None:
         return self.preset.attacks[suspect.label] if suspect.role == "surrogate" else None
@@ -244,7 +251,7 @@ class Workbench:
             fingerprint = self.store.load_fingerprint(key)
             if fingerprint is None:
                 verifier = self.judge(name, self.victim)
-                fingerprint = verifier.extract(self.data.x_train, self.data.y_train)
+                fingerprint = verifier.extract(*owners_data(self.data))
                 verifier.calibrate(self._reference_models(), **self.preset.calibration)
                 self.store.save_fingerprint(key, fingerprint)
             self._verifiers[name] = kind.from_fingerprint(fingerprint)
@@ -388,34 +395,3 @@ class Workbench:
 
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-def plain(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parameters as JSON values; what makes a network is named."""
-    return {name: architecture_name(value) if callable(value) else as_json(value) for name, value in params.items()}
-
-
-@functools.lru_cache(maxsize=2)
-def dataset(name: str) -> Dataset:
-    """Return a data set by name, or what ``package.module:function`` returns; the last two are kept in memory.
-
-    :raises InvalidInputError: there is none of this name, or the function returns something else.
-    """
-    if ":" not in name:
-        return load_dataset(name)
-    found = load_object(name, "data set")()
-    if not isinstance(found, Dataset):
-        raise InvalidInputError(f"The data set {name!r} is a {type(found).__name__}; a zoo.datasets.Dataset is needed.")
-    return found
-
-
-def substitute_data(
-    data: Dataset, victim: PyTorchClassifier, source: str, subset_ratio: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the attacker's images and labels: ``"train"``, a stratified ``"subset"`` of it, or ``"apart"``."""
-    if source == "train":
-        return data.x_train, data.y_train
-    if source == "apart":
-        return data.x_apart, data.y_apart
-    chosen = select_substitute(victim.predict(data.x_train).argmax(1), subset_ratio, seed=seed)
-    return data.x_train[chosen], data.y_train[chosen]

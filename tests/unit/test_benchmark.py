@@ -23,10 +23,11 @@ from torch import nn
 from art_fingerprint.attacks import FineTuningAttack, RemovalNetAttack
 from art_fingerprint.attacks.base import RemovalAttack
 from art_fingerprint.benchmark import workbench
+from art_fingerprint.benchmark.materials import substitute_data
 from art_fingerprint.benchmark.plan import Plan
 from art_fingerprint.benchmark.runner import Bench
 from art_fingerprint.benchmark.store import ADDED_KEYS, KEYS, Store, cell_key, read_rows
-from art_fingerprint.benchmark.workbench import Workbench, substitute_data
+from art_fingerprint.benchmark.workbench import Workbench
 from art_fingerprint.evaluation.fidelity import accuracy, accuracy_drop, agreement
 from art_fingerprint.exceptions import CalibrationError, InvalidInputError, SuspectFailedError, TrainingDivergedError
 from art_fingerprint.verifiers import IPGuardVerifier, ZestVerifier

@@ -19,6 +19,7 @@ from art_fingerprint.zoo import presets
 from art_fingerprint.zoo.architectures import SmallCNN
 from art_fingerprint.zoo.presets import AttackSetting, load_preset
 from art_fingerprint.zoo.recipes import Recipe
+from tests import photo_sets
 from tests.tiny_preset import tiny
 
 DIGITS = load_preset("digits")
@@ -221,6 +222,44 @@ def test_names_of_what_makes_a_network() -> None:
     assert architecture_name(Factory("timm:resnet10t")) == "timm:resnet10t"
 
 
+def test_independent_models_may_start_from_another_network(tmp_path: Path) -> None:
+    own = {"independent_architecture": "tests.bench_plugins:narrow"}
+    one, two = (checked({"victims": {"tiny": change}}, tmp_path).benches["tiny"] for change in ({}, own))
+    assert one.victim_key == two.victim_key
+    for role, alike in (("victim", True), ("reference", False), ("negative", False), ("surrogate", True)):
+        pairs = [(a, b) for a, b in zip(one.suspects, two.suspects, strict=True) if a.role == role]
+        assert all((a.key == b.key) is alike for a, b in pairs), role
+
+
+def test_images_on_disk_are_streamed(tmp_path: Path) -> None:
+    """Training images that are decoded on demand: the victim is the same, the attacks read a stream."""
+    photo_sets.make_cinic10(tmp_path, 7)
+    steps = {"max_iter": 3, "batch_size": 16}
+    found = {}
+    for lazy in (False, True):
+        victim = {
+            **{"dataset": "cinic10", "dataset_options": {"root": str(tmp_path), "size": 8, "lazy": lazy}},
+            **{"architecture": "tests.bench_plugins:colour", "victim_recipe": {**OWN["victim_recipe"], "max_iter": 20}},  # type: ignore[dict-item]
+            **{"verifiers": {"ModelDiff": {"nb_pairs": 10}}, "nb_references": 2, "robustness": {}, "threads": 1},
+            "attacks": {
+                "FT": {"attack": "FineTuning", "params": steps, "true_labels": True},
+                "steal": {"attack": "KnockoffNets", "params": steps, "source": "subset"},
+            },
+        }
+        folder = tmp_path / f"run-{lazy}"
+        checked({"victims": {"photos": {**victim, "subset_ratio": 0.5}}, "seeds": 1}, folder).run()
+        found[lazy] = rows = read_rows(folder)
+        assert [(row["status"], row["reason"]) for row in rows] == [("ok", "")] * 6
+    for held, read in zip(found[False], found[True], strict=True):
+        if held["role"] == "surrogate":  # batches are drawn in another order
+            assert (held["attack_params"], held["seed"]) == (read["attack_params"], read["seed"])
+            trained = [row["cost"]["surrogate"]["backward"] for row in (held, read)]
+            assert trained == {"FT": [48, 48], "steal": [16 + 16 + 3, 48]}[held["suspect"]]
+        else:
+            assert held["accuracy"] == read["accuracy"]
+            assert held["metrics"] == read["metrics"]
+
+
 def test_timm_is_told_classes_and_channels(tmp_path: Path) -> None:
     victim = {**OWN, "architecture": "timm:test_resnet", "attacks": {}}
     work = checked({"victims": {"t": victim}}, tmp_path).benches["t"]
@@ -320,6 +359,8 @@ BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"subset_ratio": 0}, "`subset_ratio` must be a number"),
     ({"victim_seed": "a"}, "`seed` must be an integer"),
     ({"dataset": "mnist"}, "There is no data set 'mnist'"),
+    ({"dataset_options": {"siz": 3}}, "The data set 'digits' does not take .*siz"),
+    ({"independent_architecture": "tests.bench_plugins:nothing"}, "cannot be made"),
     ({"dataset": "tests.bench_plugins:narrow"}, "a zoo.datasets.Dataset is needed"),
     ({"architecture": "tests.bench_plugins:nothing"}, "cannot be made"),
     ({"architecture": "tests.bench_plugins:few_digits"}, "is a Dataset; an nn.Module is needed"),
