@@ -30,7 +30,7 @@ from art_fingerprint.zoo.loading import (
     verifier_class,
 )
 
-_OPTIONAL = {"matplotlib": "plots", "skimage": "zest", "tensorboardX": "tensorboard"}
+_OPTIONAL = {"matplotlib": "plots", "ray": "ray", "skimage": "zest", "tensorboardX": "tensorboard"}
 
 
 def attack(arguments: argparse.Namespace) -> None:
@@ -53,9 +53,10 @@ def extract(arguments: argparse.Namespace) -> None:
     verifier = kind.from_profile(victim, arguments.profile, **parameters)
     references = [_model(arguments, path, x.shape[1:]) for path in arguments.references]
     fingerprint = verifier.extract(x, y)
+    fingerprint.save(arguments.out)  # before a reference can fail
     if references:
         verifier.calibrate(references, rule=arguments.rule)
-    fingerprint.save(arguments.out)
+        fingerprint.save(arguments.out)
     print(f"{fingerprint!r}\nwritten to {arguments.out}")
     if fingerprint.calibration is not None and arguments.thresholds is not None:
         text = json.dumps(fingerprint.calibration.to_dict(), indent=2)
