@@ -102,7 +102,7 @@ def reshaped(
         return Place(len(after) - 1, (Segment(label.group, whole),)) if joined and after[-1] == whole else None
     axis, size = label.axis, before[label.axis]
     behind = math.prod(before[axis + 1 :])
-    for position in range(len(after)):
+    for position in range(1, len(after)):  # 0 is the samples
         if after[position] == size and math.prod(after[position + 1 :]) == behind:
             return Place(position, label.segments)
     if len(after) <= axis or after[:axis] != before[:axis]:

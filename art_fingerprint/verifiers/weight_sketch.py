@@ -17,7 +17,7 @@ from art_fingerprint.core.channel_groups import GroupedWeight
 from art_fingerprint.core.seeding import numpy_generator
 from art_fingerprint.core.stored_weights import stored_weight
 
-_MAX_ROUNDS = 200
+_MAX_ROUNDS = 30  # with many zeros the factors need not converge, and would grow without end
 
 
 def read_filters(network: nn.Module, axes: GroupedWeight) -> Tensor | str:
