@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from art_fingerprint.core.group_sets import Segment
 from art_fingerprint.verifiers.weight_sketch import Layer
 
 _MAX_SWEEPS = 10
+_CLEAR = 6.0  # standard deviations
 
 
 Orders = Mapping[int, np.ndarray]
@@ -153,14 +155,16 @@ def best_order(gains: np.ndarray, blocks: int = 1, block_order: np.ndarray | Non
 
 
 def match(layers: Sequence[Layer], suspects: Sequence[Tensor], groups: ChannelGroups) -> dict[int, np.ndarray]:
-    """Match the channels of every group: one pass in the order of execution, then coordinate descent.
+    """Match the channels of every group: a first pass, then coordinate descent.
 
     The objective is the sum over layers of n <Z, P>: Z the victim's sketch for matching, P that of the suspect's
     filters in the victim's order, n the entries of a filter. Up to a factor it is the log-likelihood ratio of matched
-    against unrelated filters, if all have the same share of noise. In the first pass a group is matched by the filters
-    whose inputs are matched already ("layer by layer"). Each later step is the optimal assignment of one group given
-    all others, by all that write and all that read it, until nothing changes or after ten sweeps. As in weight
-    matching for model merging (Ainsworth et al., "Git Re-Basin", ICLR 2023, section 3.2), on normalised sketches.
+    against unrelated filters, if all have the same share of noise. It starts from the order as it is, if that is
+    clearly better than chance. Otherwise a first pass matches each group by the filters whose other side is matched
+    already ("layer by layer"), once from the image on and once from the logits back; the better one counts. Each later
+    step is the optimal assignment of one group given all others, by all that write and all that read it, until nothing
+    changes or after ten sweeps. As in weight matching for model merging (Ainsworth et al., "Git Re-Basin", ICLR 2023,
+    section 3.2), on normalised sketches.
 
     :param layers: The victim's.
     :param suspects: Balanced filters of the suspect, in the same order.
@@ -183,17 +187,26 @@ class _Matching:
                     side.setdefault(group, []).append(index)
         present = list(dict.fromkeys((*self.writers, *self.readers)))
         self.free = [group for group in present if not groups.groups[group].pinned]
-        self.orders = {group: np.arange(groups.groups[group].size) for group in present}
-        self.settled = set(present) - set(self.free)
-        # how the blocks of a family are paired, once that is known
-        self.blocks = {
-            groups.groups[group].family: np.arange(groups.groups[group].blocks) for group in sorted(self.settled)
-        }
+        self.pinned = [group for group in present if groups.groups[group].pinned]
+        self.orders: dict[int, np.ndarray] = {}
+        self.blocks: dict[int, np.ndarray] = {}  # how the blocks of a family are paired, once that is known
+        self.settled: set[int] = set()
 
     def run(self) -> dict[int, np.ndarray]:
-        for group in self.free:
-            self._improve(group, first=True)
-            self.settled.add(group)
+        self._begin((*self.pinned, *self.free))
+        # its standard deviation for unrelated filters is that of so many products of unit vectors
+        noise = math.sqrt(
+            sum(layer.sketch.shape[0] * layer.sketch.shape[1] * layer.matching for layer, _ in self.pairs)
+        )
+        if self._objective() <= _CLEAR * noise:
+            starts = []
+            for order in (self.free, self.free[::-1]):
+                self._begin(self.pinned)
+                for group in order:
+                    self._improve(group, first=True)
+                    self.settled.add(group)
+                starts.append((self._objective(), self.orders, self.blocks))
+            _, self.orders, self.blocks = max(starts, key=lambda start: start[0])
         waiting = set(self.free)
         for _ in range(_MAX_SWEEPS):
             for group in self.free:
@@ -204,6 +217,21 @@ class _Matching:
             if not waiting:
                 break
         return self.orders
+
+    def _begin(self, settled: Sequence[int]) -> None:
+        """Put all groups in the order as it is, of which those that are settled count as known."""
+        facts = self.groups.groups
+        self.orders = {group: np.arange(facts[group].size) for group in (*self.pinned, *self.free)}
+        self.blocks = {facts[group].family: np.arange(facts[group].blocks) for group in settled}
+        self.settled = set(settled)
+
+    def _objective(self) -> float:
+        total = 0.0
+        for layer, suspect in self.pairs:
+            part = slice(0, layer.matching)
+            found = matched_filters(layer, suspect, self.orders, part)
+            total += layer.size * float((layer.sketch[:, :, part].flatten(0, 1) * found).sum())
+        return total
 
     def _neighbours(self, group: int) -> set[int]:
         """Return the free groups whose gains depend on a group's order."""

@@ -237,7 +237,7 @@ def chain(seed: int, noise: float = 0.0) -> Any:
 def slow_alignment(
     victim: nn.Module, suspect: nn.Module, matching: dict[str, Tensor], held: dict[str, Tensor]
 ) -> float:
-    """Second version for :class:`Chain`: dense matrices, loops, layer by layer and sweeps over all hidden layers."""
+    """Second version for :class:`Chain`: whole matrices and loops, three starts, sweeps over all hidden layers."""
     ours, theirs = (
         [
             slow_balance(layer.weight.detach().numpy().astype(np.float64), columns=index > 0)  # an image is one channel
@@ -250,25 +250,40 @@ def slow_alignment(
     for name, weight in zip(names, ours, strict=True):
         basis = matching[name].numpy().astype(np.float64)
         known.append(weight @ basis @ basis.T)
-    orders = [np.arange(weight.shape[1]) for weight in ours] + [np.arange(ours[-1].shape[0])]
+    plain = [np.arange(weight.shape[1]) for weight in ours] + [np.arange(ours[-1].shape[0])]
 
-    def gain(hidden: int, first: bool) -> np.ndarray:
+    def gain(orders: list[np.ndarray], hidden: int, sides: str) -> np.ndarray:
         size = len(orders[hidden])
         gains = np.zeros((size, size))
         for c in range(size):
             for d in range(size):
                 writer, reader = hidden - 1, hidden
-                row = theirs[writer][d][orders[writer]]
-                gains[c, d] += known[writer].shape[1] * float(known[writer][c] @ row)
-                if not first:
+                if "w" in sides:
+                    row = theirs[writer][d][orders[writer]]
+                    gains[c, d] += known[writer].shape[1] * float(known[writer][c] @ row)
+                if "r" in sides:
                     column = theirs[reader][orders[reader + 1], d]
                     gains[c, d] += known[reader].shape[1] * float(known[reader][:, c] @ column)
         return gains
 
-    for first in (True, *[False] * 10):
-        for hidden in range(1, len(ours)):
-            # a last hidden layer is read by filters of known order at once
-            orders[hidden] = best_order(gain(hidden, first and hidden < len(ours) - 1))
+    def objective(orders: list[np.ndarray]) -> float:
+        return sum(
+            weight.shape[1] * float((seen * weight[orders[index + 1]][:, orders[index]]).sum())
+            for index, (seen, weight) in enumerate(zip(known, theirs, strict=True))
+        )
+
+    noise = math.sqrt(sum(len(weight) * matching[name].shape[1] for name, weight in zip(names, ours, strict=True)))
+    orders, inner = plain, range(1, len(ours))
+    if objective(plain) <= 6 * noise:
+        forward, backward = list(plain), list(plain)
+        for hidden in inner:  # the filters of the last hidden layer are read by those of known classes
+            forward[hidden] = best_order(gain(forward, hidden, "wr" if hidden == len(ours) - 1 else "w"))
+        for hidden in reversed(inner):
+            backward[hidden] = best_order(gain(backward, hidden, "wr" if hidden == 1 else "r"))
+        orders = max(forward, backward, key=objective)
+    for _ in range(10):
+        for hidden in inner:
+            orders[hidden] = best_order(gain(orders, hidden, "wr"))
     basis = held["layers.2.weight"].numpy().astype(np.float64)
     left, right = ours[2] @ basis, theirs[2][orders[3]][:, orders[2]] @ basis
     cosines = np.array([[u @ v / np.linalg.norm(u) / np.linalg.norm(v) for v in right] for u in left])
