@@ -85,8 +85,12 @@ class WeightAlignmentVerifier(Verifier):
     Counted are layers whose inputs and outputs can be permuted, with filters of 32 entries or more: first filters and
     class weights are alike in independent models as well. If there is no such layer, all with enough entries count.
 
-    What it does not see: models trained from scratch on the victim's answers (KnockoffNets) share no weights. Signs
-    and rotations that a network happens to allow (tanh units, query and key of a head) are not searched.
+    What it says is "weights in common", not "trained on the same data". Models with the same initial weights, by one
+    seed or one public checkpoint, have that too (0.48 and 0.51 on digits): then only references from the same start
+    tell. What it does not see: models trained from scratch on the victim's answers (KnockoffNets) share no weights.
+    Signs and rotations that a network happens to allow are not searched: heads of attention can be rotated one by one,
+    and the whole stream of a transformer after its LayerNorms were folded, without a change of any answer; the latter
+    takes WA to 0. ReLU networks allow positive scales and orders only.
 
     Source: ours; matching after Ainsworth et al., "Git Re-Basin", ICLR 2023, section 3.2 (their objective takes raw
     weights). Suspects need the victim's layers by name and shape; what they lack is left out, with a warning.
@@ -131,7 +135,7 @@ class WeightAlignmentVerifier(Verifier):
             entries, those of the first layer, say, are kept whole). 256: with 128 a reordered MobileNetV2 whose filters
             have a cosine of 0.6 to the victim's was no longer matched. ``None``: all entries, the strongest matching.
         :param tolerance: Standard deviation of WA among models trained independently, beyond that of random pairing.
-            0.05: measured 0.02 to 0.03 around a mean of 0.01 to 0.04 on small networks, docs/weight-alignment.md.
+            0.05: five times the spread measured on digits, whose mean is 0.03; see docs/weight-alignment.md.
         :param significance: p-value below which a suspect is derived, where there are no reference models.
         :param metric_names: As in :class:`Verifier`.
         :param nan_policy: NaN or infinite weights of a suspect end the scoring (``"raise"``), or their filters count as
