@@ -32,6 +32,7 @@ _EXPORTS = {
     "RobustnessVerifier": "verifiers",
     "Verdict": "verifiers",
     "Verifier": "verifiers",
+    "WeightAlignmentVerifier": "verifiers",
     "WeightPruningAttack": "attacks",
     "WeightQuantizationAttack": "attacks",
     "WeightShiftingAttack": "attacks",
