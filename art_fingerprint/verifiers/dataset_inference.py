@@ -12,6 +12,7 @@ from torch import Tensor
 
 from art_fingerprint.core.checks import check_choice, check_flag, check_images, check_labels, check_number
 from art_fingerprint.core.classifier import LogitsNetwork, clip_bounds
+from art_fingerprint.core.notices import warn_caller
 from art_fingerprint.core.queries import NanPolicy, Suspect
 from art_fingerprint.core.seeding import numpy_generator, torch_generator
 from art_fingerprint.exceptions import EmptyFingerprintError, IncompatibleSuspectError, InvalidInputError
@@ -29,6 +30,7 @@ from art_fingerprint.verifiers.p_values import harmonic_mean, welch_p_value
 
 MODES = ("blind-walk", "mingd")
 _REPEATS, _DRAWN = 100, 10
+_LEVEL = 0.01
 
 
 # ---------------------------------------------------------------------- formulas
@@ -94,6 +96,8 @@ class DatasetInferenceVerifier(Verifier):
     Data: ``extract(x_train, y_train, x_unseen, y_unseen)``, images of the victim's private training set and of the same
     distribution outside it, ``nb_fit + nb_test`` of each, in pairs of one class. The fingerprint file holds the test
     images, ``nb_test`` of them private.
+
+    Extraction warns if the victim itself would not be found out.
 
     Decision rule of the method: the extra ``DI-p``, one-sided Welch test over all test images, below 0.01 says that the
     data were used; above, nothing, and never "innocent". It needs no reference models. ``DI-p10`` is the released
@@ -274,6 +278,14 @@ class DatasetInferenceVerifier(Verifier):
             nb_epochs=self.nb_epochs,
             generator=torch_generator(self.seed, "dataset-inference", "regressor"),
         )
+        own, _ = self._features(client, test_x, test_y, facts)
+        g = confidence(standardise(own, means, deviations), weights).numpy()
+        own_p = welch_p_value(g[nb_test:], g[:nb_test])
+        if own_p > _LEVEL:
+            warn_caller(
+                f"The victim's own margins hardly tell its training images from unseen ones (p = {own_p:.2g}): pass "
+                "more images, or change `noise` or `max_steps` so that some walks end early and others late."
+            )
         arrays = {
             "probes": test_x,
             "labels": test_y,
@@ -284,6 +296,8 @@ class DatasetInferenceVerifier(Verifier):
         }
         return {name: array.numpy() for name, array in arrays.items()}, {
             **facts,
+            "own_DI": mean_difference(g[:nb_test], g[nb_test:]),
+            "own_p": own_p,
             "nb_queries": self._most_queries(2 * nb_test),
             "nb_extraction_queries": client.queries,
         }

@@ -192,7 +192,8 @@ class SACVerifier(ErrorVerifier):
             made = mixtures(x, self.nb_probes, draws, corner_cutmix)
             queries = Queries(made, torch.full((len(made),), -1))
             nb_errors = None
-        logits = self._as_suspect().logits(queries.x)
+        client = self._as_suspect()
+        logits = client.logits(queries.x)
         self._check_variety(logits.argmax(1))
         warn_if_few(len(logits), "queries", stacklevel=5)
         arrays = {"probes": queries.x, "logits": logits, "rows": queries.rows}
@@ -201,6 +202,7 @@ class SACVerifier(ErrorVerifier):
             "nb_probes": len(logits),
             "nb_errors": nb_errors,
             "nb_synthetic": queries.synthetic,
+            "outputs": client.kind,
         }
 
     def _score(self, suspect: Suspect, fingerprint: Fingerprint) -> dict[str, float]:
