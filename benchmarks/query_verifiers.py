@@ -27,9 +27,11 @@ from art_fingerprint.core.seeding import derive_seed, numpy_generator
 from art_fingerprint.evaluation.fidelity import accuracy
 from art_fingerprint.evaluation.roc import roc_auc, tpr_at_fpr
 from art_fingerprint.verifiers import AKHVerifier, DatasetInferenceVerifier, FBIVerifier, SACVerifier, Verifier
+from art_fingerprint.zoo.datasets import Dataset, split_by_class
 from art_fingerprint.zoo.presets import load_preset
 
 Scores = dict[str, float]
+Options = dict[str, Any]
 LOWER = ("SAC", "SAC-labels", "SAC-m", "FBI-ranks", "FBI-labels", "DI-p", "DI-p10")
 KNOWN_NEGATIVES = 10  # references that choose queries for AKH with negatives; the others stay for comparison
 
@@ -43,6 +45,13 @@ def harder(x: np.ndarray, y: np.ndarray, copies: int, noise: float, seed: int) -
     return np.concatenate([x, *noisy]), np.tile(y, copies + 1)
 
 
+def small(data: Dataset, count: int) -> Dataset:
+    """Return a set whose victim has few training images, that it learns by heart; as many others are held apart."""
+    parts = split_by_class(data.y_train, (count, count), 0, "query-verifiers")
+    (x, x_apart), (y, y_apart) = ([side[part] for part in parts] for side in (data.x_train, data.y_train))
+    return replace(data, x_train=x, y_train=y, x_apart=x_apart, y_apart=y_apart)
+
+
 def permuted(model: PyTorchClassifier) -> PyTorchClassifier:
     """Return a copy whose classes have other numbers, each the next one's."""
     twin = clone_classifier(model)
@@ -54,7 +63,7 @@ def permuted(model: PyTorchClassifier) -> PyTorchClassifier:
 
 
 def extracted(
-    bench: Bench, references: Sequence[PyTorchClassifier], copies: int, noise: float, seed: int
+    bench: Bench, references: Sequence[PyTorchClassifier], seed: int, copies: int, noise: float, inference: Options
 ) -> dict[str, Verifier]:
     """Return the verifiers of the comparison by name, with their fingerprints."""
     data, victim = bench.data, bench.victim
@@ -128,6 +137,8 @@ def main() -> None:
     parser.add_argument("--extractions", type=int, default=1, help="seeds of the fingerprints")
     parser.add_argument("--copies", type=int, default=0, help="noisy copies of the test images")
     parser.add_argument("--noise", type=float, default=0.3, help="their standard deviation")
+    parser.add_argument("--train", type=int, help="train victim and attacks on so few images, without shifts")
+    parser.add_argument("--iterations", type=int, help="training steps of every model; default the preset's")
     parser.add_argument("--di-noise", type=float, default=1.0, help="factor of Dataset Inference's noise")
     parser.add_argument("--di-fit", type=int, default=200, help="images of each side that train Dataset Inference")
     parser.add_argument("--di-test", type=int, default=50, help="images of each side that it asks about")
@@ -135,8 +146,16 @@ def main() -> None:
     inference = {"noise": arguments.di_noise, "nb_fit": arguments.di_fit, "nb_test": arguments.di_test}
     torch.set_num_threads(1)
     preset = replace(load_preset(arguments.preset), nb_references=arguments.references)
+    changed = {
+        **({"max_shift": 0} if arguments.train else {}),
+        **({"max_iter": arguments.iterations} if arguments.iterations else {}),
+    }
+    recipes = {name: replace(getattr(preset, name), **changed) for name in ("victim_recipe", "negative_recipe")}
+    preset = replace(preset, **recipes)
     bench = Bench(preset, arguments.folder, arguments.seeds, arguments.attacks, device_type="cpu", verbose=False)
     apart = Bench(preset, arguments.folder / "apart", 1, [], device_type="cpu", verbose=False)
+    if arguments.train:
+        bench.data = small(bench.data, arguments.train)
     apart.data = replace(bench.data, x_train=bench.data.x_apart, y_train=bench.data.y_apart)
     bench.victim = bench._victim()
     references = [bench._reference(index)() for index in range(arguments.references)]

@@ -248,7 +248,7 @@ class DatasetInferenceVerifier(Verifier):
             )
         warn_if_few(nb_test, "pairs of test images", stacklevel=5)
         train, unseen, labels = x[pairs[:, 0]], x_unseen[pairs[:, 1]], y[pairs[:, 0]]
-        if not {row.tobytes() for row in train.numpy()}.isdisjoint(row.tobytes() for row in unseen.numpy()):
+        if not {hash(row.tobytes()) for row in x.numpy()}.isdisjoint(hash(row.tobytes()) for row in unseen.numpy()):
             raise InvalidInputError("`x_unseen` holds images of `x`: leave out what the victim was trained on.")
         low, high = (float(bound) for bound in clip_bounds(self._estimator))  # type: ignore[arg-type]
         facts: dict[str, Any] = {
