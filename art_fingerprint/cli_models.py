@@ -40,7 +40,7 @@ def attack(arguments: argparse.Namespace) -> None:
 
 def extract(arguments: argparse.Namespace) -> None:
     """Extract a fingerprint, calibrate it where references are given, and write it."""
-    kind = _named("verifier", verifiers, arguments.verifier, "Verifier", ("Verifier",))
+    kind = _named("verifier", verifiers, arguments.verifier, "Verifier", ("Verifier", "CommitteeVerifier"))
     victim, x, y = _victim(arguments)
     parameters = {"verbose": not arguments.quiet, **arguments.set, "seed": arguments.seed}
     _check_names(kind, kind.verifier_params, parameters)

@@ -16,7 +16,7 @@ from art_fingerprint.core.classifier import LogitsNetwork
 from art_fingerprint.core.outputs import labels_of
 from art_fingerprint.core.queries import NanPolicy, Suspect, same_space
 from art_fingerprint.core.seeding import torch_generator
-from art_fingerprint.exceptions import EmptyFingerprintError, InvalidInputError
+from art_fingerprint.exceptions import AccessError, EmptyFingerprintError, InvalidInputError
 from art_fingerprint.verifiers.base import Access, Metric
 from art_fingerprint.verifiers.error_sampler import Queries, corner_cutmix, error_queries, mixtures
 from art_fingerprint.verifiers.error_verifier import ErrorVerifier
@@ -193,8 +193,14 @@ class SACVerifier(ErrorVerifier):
             queries = Queries(made, torch.full((len(made),), -1))
             nb_errors = None
         client = self._as_suspect()
-        logits = client.logits(queries.x)
-        self._check_variety(logits.argmax(1))
+        answers = client.rows(queries.x)
+        self._check_variety(labels_of(answers))
+        try:
+            logits = client.as_logits(answers)
+        except AccessError as error:
+            raise AccessError(
+                f"The victim, asked as a suspect, shows labels only, and SAC compares scores: {error}"
+            ) from error
         warn_if_few(len(logits), "queries", stacklevel=5)
         arrays = {"probes": queries.x, "logits": logits, "rows": queries.rows}
         return {name: array.numpy() for name, array in arrays.items()}, {
