@@ -33,7 +33,6 @@ from art_fingerprint.zoo.presets import load_preset
 Scores = dict[str, float]
 Options = dict[str, Any]
 LOWER = ("SAC", "SAC-labels", "SAC-m", "FBI-ranks", "FBI-labels", "DI-p", "DI-p10")
-KNOWN_NEGATIVES = 10  # references that choose queries for AKH with negatives; the others stay for comparison
 
 
 def harder(x: np.ndarray, y: np.ndarray, copies: int, noise: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -63,9 +62,12 @@ def permuted(model: PyTorchClassifier) -> PyTorchClassifier:
 
 
 def extracted(
-    bench: Bench, references: Sequence[PyTorchClassifier], seed: int, copies: int, noise: float, inference: Options
+    bench: Bench, known: Sequence[PyTorchClassifier], seed: int, copies: int, noise: float, inference: Options
 ) -> dict[str, Verifier]:
-    """Return the verifiers of the comparison by name, with their fingerprints."""
+    """Return the verifiers of the comparison by name, with their fingerprints.
+
+    :param known: Models that choose queries for AKH with negatives.
+    """
     data, victim = bench.data, bench.victim
     x, y = harder(data.x_test, data.y_test, copies, noise, seed)
     common: dict[str, Any] = {"seed": seed, "batch_size": 512}
@@ -79,8 +81,10 @@ def extracted(
         "FBI-labels": FBIVerifier(victim, nb_probes=100, symbols="labels", **common),
     }
     for name, verifier in found.items():
-        more = {"negatives": references[:KNOWN_NEGATIVES]} if name == "AKH-ref" else {}
+        more = {"negatives": known} if name == "AKH-ref" else {}
         verifier.extract(x, y, **more)
+    if not inference["nb_test"]:
+        return found
     judge = DatasetInferenceVerifier(victim, **inference, **common)
     judge.extract(data.x_train, data.y_train, data.x_test, data.y_test)
     return {**found, "DI": judge}
@@ -111,15 +115,29 @@ def models(bench: Bench, apart: Bench, nb_apart: int) -> Iterator[tuple[str, int
         yield "Other data", index, apart._reference(index)
 
 
-def table(scores: Mapping[str, Sequence[Scores]], negatives: str, groups: Sequence[str], metrics: Sequence[str]) -> str:
-    """Return one Markdown table: rows metrics, columns groups, each AUC / TPR at 5 % FPR against the negatives."""
+def table(
+    scores: Mapping[str, Sequence[Scores]], negatives: str, groups: Sequence[str], metrics: Sequence[str], known: int
+) -> str:
+    """Return one Markdown table: rows metrics, columns groups, each AUC / TPR at 5 % FPR against the negatives.
+
+    Both are means over fingerprints, whose scores are not compared with each other. Models that have chosen the
+    queries of a metric are no witnesses for it.
+    """
     lines = ["| metric | " + " | ".join(groups) + " |", "|" + "---|" * (len(groups) + 1)]
     for metric in metrics:
         direction: Any = "distance" if metric in LOWER else "similarity"
+        first = known if negatives == "Reference" and metric in ("AKH-ref", "AKH-soft") else 0
+        witnesses = [row for row in scores[negatives] if row["number"] >= first]
         cells = []
         for group in groups:
-            sides = [[row[metric] for row in scores[name]] for name in (group, negatives)]
-            cells.append(f"{roc_auc(*sides, direction):.2f} / {tpr_at_fpr(*sides, direction):.2f}")
+            found = []
+            for extraction in sorted({row["extraction"] for row in witnesses}):
+                sides = [
+                    [row[metric] for row in rows if row["extraction"] == extraction]
+                    for rows in (scores[group], witnesses)
+                ]
+                found.append((roc_auc(*sides, direction), tpr_at_fpr(*sides, direction)))
+            cells.append(" / ".join(f"{mean:.2f}" for mean in np.mean(found, axis=0)) if found else "-")
         lines.append(f"| {metric} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -131,6 +149,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=3, help="seeds of every attack")
     parser.add_argument("--references", type=int, default=20)
+    parser.add_argument("--known", type=int, default=10, help="references that choose queries for AKH with negatives")
     parser.add_argument("--negatives", type=int, default=20)
     parser.add_argument("--other-data", type=int, default=20, help="models of the images held apart")
     parser.add_argument("--attacks", nargs="*", help="rows of the preset to run; default all")
@@ -141,7 +160,9 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, help="training steps of every model; default the preset's")
     parser.add_argument("--di-noise", type=float, default=1.0, help="factor of Dataset Inference's noise")
     parser.add_argument("--di-fit", type=int, default=200, help="images of each side that train Dataset Inference")
-    parser.add_argument("--di-test", type=int, default=50, help="images of each side that it asks about")
+    parser.add_argument(
+        "--di-test", type=int, default=50, help="images of each side that it asks about; 0: leave it out"
+    )
     arguments = parser.parse_args()
     inference = {"noise": arguments.di_noise, "nb_fit": arguments.di_fit, "nb_test": arguments.di_test}
     torch.set_num_threads(1)
@@ -166,7 +187,7 @@ def main() -> None:
     ready += [(f"{group}, permuted", n, permuted(m)) for group, n, m in ready if "RemovalNet" in group]
     for extraction in range(arguments.extractions):
         seed = derive_seed(extraction, "query")
-        verifiers = extracted(bench, references, seed, arguments.copies, arguments.noise, inference)
+        verifiers = extracted(bench, references[: arguments.known], seed, arguments.copies, arguments.noise, inference)
         for name, verifier in verifiers.items():
             print(name, {k: v for k, v in verifier.fingerprint.facts.items() if k.startswith("nb_")}, flush=True)
         for group, number, model in ready:
@@ -176,11 +197,9 @@ def main() -> None:
         (arguments.folder / "scores.json").write_text(json.dumps(scores))
     metrics = [name for name in scores["Victim"][0] if name[:2] in ("AK", "SA", "FB", "DI") and "seconds" not in name]
     derived = [name for name in scores if name not in ("Victim", "Reference", "Negative", "Other data")]
-    # references that have chosen queries are no independent witnesses
-    scores["Reference"] = [row for row in scores["Reference"] if row["number"] >= KNOWN_NEGATIVES]
     for independent in ("Negative", "Reference", "Other data"):
         if scores.get(independent):
-            print(f"\n{independent}:\n\n{table(scores, independent, derived, metrics)}")
+            print(f"\n{independent}:\n\n{table(scores, independent, derived, metrics, arguments.known)}")
     print("\n| group | models | " + " | ".join(metrics) + " | accuracy |")
     print("|" + "---|" * (len(metrics) + 3))
     for group, rows in scores.items():
