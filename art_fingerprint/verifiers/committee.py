@@ -56,11 +56,8 @@ class CommitteeVerifier:
     of all members; ``CommitteeVerifier.from_fingerprint(Fingerprint.load(path))`` reads it. Members from files of their
     own are read by their own ``from_fingerprint``.
 
-    >>> from art_fingerprint import AKHVerifier, CommitteeVerifier, IPGuardVerifier
-    >>> members = [AKHVerifier(victim), IPGuardVerifier(victim)]                                    # doctest: +SKIP
-    >>> for member in members:                                                                      # doctest: +SKIP
-    ...     member.extract(x_test, y_test)
-    >>> CommitteeVerifier(members).calibrate(references).verify(suspect)                            # doctest: +SKIP
+    Example, ``members`` being verifiers that have extracted: ``CommitteeVerifier(members).calibrate(references)
+    .verify(suspect)``.
 
     Cost: that of the members.
     """
@@ -212,6 +209,8 @@ class CommitteeVerifier:
         """
         if fingerprint.verifier != cls.__name__:
             raise FingerprintFileError(f"This fingerprint is for {fingerprint.verifier}, not for {cls.__name__}.")
+        if fingerprint.calibration is not None:
+            raise FingerprintFileError("A committee has no thresholds of its own: calibrate its members.")
         import art_fingerprint.verifiers as verifiers  # which imports this module
 
         members = []

@@ -228,6 +228,10 @@ def test_one_file_holds_all_members(prints: list[Fingerprint], tmp_path: Path) -
         CommitteeVerifier.from_fingerprint(prints[0])
     with pytest.raises(FingerprintFileError, match="is for CommitteeVerifier"):
         AKHVerifier.from_fingerprint(Fingerprint.load(path))
+    kept = judge.fingerprint
+    kept.calibration = prints[0].calibration
+    with pytest.raises(FingerprintFileError, match="no thresholds of its own"):
+        CommitteeVerifier.from_fingerprint(kept)
     for change in ({"verifier": "Fingerprint"}, {"verifier": "os"}, {"digest": "0"}, {"params": {"seed": -1}}, {}):
         kept = judge.fingerprint
         first = kept.facts["members"][0]
