@@ -66,6 +66,8 @@ class Verifier(abc.ABC):
     :attr:`verifier_params`) and writes two hooks, :meth:`_extract` and :meth:`_score`. This class checks, protects
     both models, meters queries, calibrates and decides.
 
+    :cvar extraction_data: What :meth:`extract` should be given: ``"any"`` images, labelled ``"held-out"`` ones that the
+        victim was not trained on, or images of its ``"training"`` set, and more (see the class).
     :cvar extras: Names of further values that :meth:`score` returns beside the metrics, where they come for free
         (another normalisation of a metric, say). They are never calibrated and never vote.
     :ivar fingerprint: The fingerprint, once :meth:`extract` has run or a file was given to :meth:`from_fingerprint`.
@@ -75,6 +77,7 @@ class Verifier(abc.ABC):
     extras: ClassVar[tuple[str, ...]] = ()
     source_access: ClassVar[Access]
     suspect_access: ClassVar[Access]
+    extraction_data: ClassVar[Literal["any", "held-out", "training"]] = "any"
     verifier_params: ClassVar[list[str]] = ["metric_names", "nan_policy", "batch_size", "seed", "verbose"]
     profiles: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}}
     _estimator_requirements: ClassVar[tuple[type, ...]] = (PyTorchClassifier,)

@@ -23,6 +23,11 @@ Vote = Literal["majority", "any", "all"]
 VOTES: tuple[Vote, ...] = ("majority", "any", "all")
 
 
+def votes_needed(count: int, vote: Vote) -> int:
+    """Return how many of so many votes a verdict of "derived" takes."""
+    return {"majority": count // 2 + 1, "any": 1, "all": count}[vote]
+
+
 @dataclass(frozen=True)
 class MetricResult:
     """One metric of one suspect.
@@ -96,8 +101,7 @@ class Verdict:
         votes = sum(result.derived is not None for result in self.metrics.values())
         if self.false_positive_rate is None or self.derived is None:
             return None
-        needed = {"majority": votes // 2 + 1, "any": 1, "all": votes}[self.vote]
-        return min(1.0, self.false_positive_rate * votes / needed)
+        return min(1.0, self.false_positive_rate * votes / votes_needed(votes, self.vote))
 
     @property
     def meaning(self) -> str:
