@@ -95,7 +95,7 @@ def overhead(repeats: int) -> None:
         shares.append(seconds[1] / seconds[0])
         on_cpu.append(cpu[1] / cpu[0])
         print(
-            f"bare calls {seconds[0]:6.2f} s, bench {seconds[1]:6.2f} s; of processor time {cpu[0]:.2f} and {cpu[1]:.2f}"
+            f"bare calls {seconds[0]:6.2f} s, bench {seconds[1]:6.2f} s; processor time {cpu[0]:.2f} and {cpu[1]:.2f} s"
         )
     for name, found in (("wall time", shares), ("processor time", on_cpu)):
         print(

@@ -14,6 +14,7 @@ from art.estimators.classification import PyTorchClassifier
 from art_fingerprint.benchmark.plan import architecture_name
 from art_fingerprint.core.parameters import as_json
 from art_fingerprint.exceptions import InvalidInputError
+from art_fingerprint.verifiers.base import Verifier
 from art_fingerprint.zoo.datasets import Dataset, load_dataset
 from art_fingerprint.zoo.lazy_batches import labels_in_chunks
 from art_fingerprint.zoo.lazy_images import LazyImages
@@ -61,11 +62,19 @@ def dataset(name: str, options: str = "{}") -> Dataset:
     return found
 
 
-def owners_data(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return what fingerprints are extracted from: the training set, or 5000 of its images if they are on disk."""
+def owners_data(data: Dataset, kind: type[Verifier]) -> tuple[np.ndarray, ...]:
+    """Return what a verifier extracts from, as arguments of its ``extract``.
+
+    Training images and labels; test images for a verifier that looks for the victim's errors; both for one that holds
+    them against each other. Of images on disk 5000.
+    """
+    held_out = (data.x_test, data.y_test)
+    if kind.extraction_data == "held-out":
+        return held_out
     x, y = data.x_train, data.y_train
-    # every stretch of a part is a fair sample of it
-    return (x[:_OWNERS_IMAGES], y[:_OWNERS_IMAGES]) if isinstance(x, LazyImages) else (x, y)
+    if isinstance(x, LazyImages):  # every stretch of a part is a fair sample of it
+        x, y = x[:_OWNERS_IMAGES], y[:_OWNERS_IMAGES]
+    return (x, y, *held_out) if kind.extraction_data == "training" else (x, y)
 
 
 def substitute_data(

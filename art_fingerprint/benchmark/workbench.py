@@ -243,7 +243,7 @@ class Workbench:
             fingerprint = self.store.load_fingerprint(key)
             if fingerprint is None:
                 verifier = self.judge(name, self.victim)
-                fingerprint = verifier.extract(*owners_data(self.data))
+                fingerprint = verifier.extract(*owners_data(self.data, kind))
                 verifier.calibrate(self._reference_models(), **self.preset.calibration)
                 self.store.save_fingerprint(key, fingerprint)
             self._verifiers[name] = kind.from_fingerprint(fingerprint)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -115,6 +115,7 @@ class DatasetInferenceVerifier(Verifier):
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("DI", "similarity", "labels"),)
     extras: ClassVar[tuple[str, ...]] = ("DI-p", "DI-p10", "DI-unended")
     source_access: ClassVar[Access] = "labels"
+    extraction_data: ClassVar[Literal["any", "held-out", "training"]] = "training"
     suspect_access: ClassVar[Access] = "labels"
     verifier_params: ClassVar[list[str]] = [
         *Verifier.verifier_params,

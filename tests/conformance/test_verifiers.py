@@ -367,7 +367,8 @@ def test_profiles(case: Case, profile: str) -> None:
 # ---------------------------------------------------------------------- scores
 def assert_announced(case: Case, queries: int, fingerprint: Fingerprint) -> None:
     """As many queries as the fingerprint states, or no more than those."""
-    assert 0 < queries <= case.probes(fingerprint)
+    assert queries <= case.probes(fingerprint)
+    assert (queries > 0) == bool(case.counts)
     assert case.adaptive or queries == case.probes(fingerprint)
 
 

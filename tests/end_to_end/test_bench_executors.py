@@ -105,6 +105,24 @@ def test_executors_agree_on_the_digits_preset(tmp_path: Path) -> None:
             assert alike(row, found[other][key]), (other, row, found[other][key])
 
 
+def test_every_verifier_gets_the_data_that_it_extracts_from(tmp_path: Path) -> None:
+    """Errors are looked for on held-out images, membership on both; weights need none."""
+    params: dict[str, dict[str, Any]] = {
+        "AKHVerifier": {"nb_probes": 10, "min_errors": 2},
+        "SACVerifier": {"nb_probes": 10, "min_errors": 2},
+        "FBIVerifier": {"nb_probes": 20},
+        "DatasetInferenceVerifier": {"nb_test": 20, "nb_targets": 3},
+        "WeightAlignmentVerifier": {},
+        "RobustnessVerifier": {"nb_seeds": 10, "metric_names": ["RobD-FGSM"], "eps": 0.1},
+    }
+    preset = replace(tiny(), attacks={}, verifiers=params, robustness={})
+    rows = run(preset, tmp_path)
+    assert len(rows) == len(params) * (1 + 2 + 1)
+    for row in rows:
+        assert (row["status"], row["verifier"]) == ("ok", row["verifier"]), row["reason"]
+        assert (row["queries"] == 0) == (row["verifier"] == "WeightAlignmentVerifier")
+
+
 # ---------------------------------------------------------------------- failures
 def test_failures_are_rows_and_the_rest_goes_on(tmp_path: Path) -> None:
     """In workers: one attack raises, one kills its worker each time, one only once; a verifier answers NaN, another
