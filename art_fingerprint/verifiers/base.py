@@ -6,7 +6,7 @@ import abc
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -38,25 +38,17 @@ from art_fingerprint.exceptions import (
     InvalidInputError,
     NotExtractedError,
 )
-from art_fingerprint.verifiers.calibration import Direction, Rule, check_rule
+from art_fingerprint.verifiers.calibration import Rule, check_rule
 from art_fingerprint.verifiers.fingerprint import Fingerprint
+from art_fingerprint.verifiers.measurement import Access as Access
 from art_fingerprint.verifiers.measurement import Chance, Measurement, Notes, measure
+from art_fingerprint.verifiers.measurement import Metric as Metric
 from art_fingerprint.verifiers.references import calibration_of, is_reference, reference_digests
 from art_fingerprint.verifiers.verdict import VOTES, Verdict, Vote, conclude
 
 logger = logging.getLogger(__name__)
 
-Access = Literal["labels", "scores", "layers", "gradients"]
 Self = TypeVar("Self", bound="Verifier")
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric of a verifier: its name, what a low or high value means, and the access to the suspect it needs."""
-
-    name: str
-    direction: Direction
-    access: Access
 
 
 class Verifier(abc.ABC):
@@ -132,8 +124,8 @@ class Verifier(abc.ABC):
 
         A metric that this suspect cannot have is reported by :meth:`_skip`; whether logits or probabilities were
         compared, if either is possible, by :meth:`_compared`; what is known of a score without reference models by
-        :meth:`_by_chance`. Metrics that are complete before more queries are sent
-        can be handed over by :meth:`_keep`, lest they are lost if the suspect fails or the query budget ends.
+        :meth:`_by_chance`. Metrics that are complete before more queries are sent can be handed over by :meth:`_keep`,
+        lest they are lost if the suspect fails or the query budget ends.
         """
 
     def _needs_gradients(self) -> bool:

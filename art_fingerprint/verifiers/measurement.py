@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from art_fingerprint.core.queries import Suspect
 from art_fingerprint.exceptions import (
@@ -15,6 +16,18 @@ from art_fingerprint.exceptions import (
     QueryBudgetError,
     SuspectFailedError,
 )
+from art_fingerprint.verifiers.calibration import Direction
+
+Access = Literal["labels", "scores", "layers", "gradients"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of a verifier: its name, what a low or high value means, and the access to the suspect it needs."""
+
+    name: str
+    direction: Direction
+    access: Access
 
 
 @dataclass(frozen=True)
