@@ -13,6 +13,7 @@ from art_fingerprint.attacks.base import RemovalAttack, SubstituteSet, Surrogate
 from art_fingerprint.core.chains import ChannelChain, find_chains, permute_chain
 from art_fingerprint.core.checks import check_number
 from art_fingerprint.core.classifier import evaluating, network_of
+from art_fingerprint.core.notices import warn_caller
 from art_fingerprint.core.precision import full_precision
 from art_fingerprint.core.rescaling import can_rescale, log_uniform, rescale_chain
 from art_fingerprint.core.seeding import torch_generator
@@ -36,7 +37,7 @@ class FeaturePermutationAttack(RemovalAttack):
     With ``rescale``, each of these channels is also multiplied by a positive factor of its own, which the next map
     takes back, see :func:`.rescale_chain`: BatchNorm, ReLU, leaky ReLU, PReLU and pooling let factors through. Layers
     whose output passes anything else (GELU, sigmoid, LayerNorm, BatchNorm without factors or without statistics) are
-    permuted alone. Ours.
+    permuted alone, with a warning if that is all of them. Ours.
 
     Shape: ``generate(x)`` with x ``(n, C, H, W)`` float32 in ``clip_values``, one sample or more; y is not used.
 
@@ -124,17 +125,17 @@ class FeaturePermutationAttack(RemovalAttack):
         watch(1, {})
         layers = _names(chains)
         found = {"permuted_layers": len(layers), "layers": layers, "largest_output_gap": float(gap)}
-        return {**found, "rescaled_layers": _names(scaled)} if scaled else found
+        return {**found, "rescaled_layers": _names(scaled)} if self.rescale > 1 else found
 
     def _rescalable(self, network: nn.Module, chains: list[ChannelChain]) -> list[ChannelChain]:
         """Return the chains that factors are drawn for."""
         scaled = [chain for chain in chains if self.rescale > 1 and can_rescale(network, chain)]
         if self.rescale > 1 and not scaled:
             passed = sorted({operation for chain in chains for operation in chain.operations})
-            raise InvalidInputError(
-                f"`rescale`={self.rescale}, but no layer of this network can be rescaled: between layers it computes "
-                f"{', '.join(passed) or 'nothing'}; ReLU, leaky ReLU, PReLU, pooling, and BatchNorm with factors and "
-                "statistics let factors through. Set rescale=1 to permute alone."
+            warn_caller(
+                f"`rescale`={self.rescale}, but no layer can be rescaled: between those that can be permuted, the "
+                f"network computes {', '.join(passed)}; factors pass through ReLU, leaky ReLU, PReLU, pooling, and "
+                "BatchNorm with factors and statistics. Channels are permuted alone."
             )
         return scaled
 

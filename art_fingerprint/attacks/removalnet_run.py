@@ -181,9 +181,10 @@ class RemovalNetRun:
             found["latent"] = attack.beta * F.mse_loss(z, latent_target)
         if attack.gamma:
             found["ce"] = attack.gamma * F.cross_entropy(logits, y)
-        if set(found) == {"latent"}:  # the gradient starts at the latent, where the account cannot see it
+        found |= self.adaptive.losses(logits, y, batch)
+        if set(found) <= {"latent", "repulsion"}:  # the gradient starts at the latent, where the account cannot see it
             self.cost.add("surrogate", "backward", len(z))
-        return {**found, **self.adaptive.losses(logits, y, batch)}
+        return found
 
     @torch.no_grad()
     def _targets(self, x: Tensor, y: Tensor) -> tuple[Tensor | None, Tensor | None]:

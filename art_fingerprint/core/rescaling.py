@@ -30,8 +30,7 @@ def can_rescale(network: nn.Module, chain: ChannelChain) -> bool:
     """Tell whether a chain's channels can be scaled: all its operations are positively homogeneous, or BatchNorm with
     running statistics and factors of its own.
     """
-    known = _HOMOGENEOUS | _CONVOLUTIONS | {"batch_norm"}
-    return bool(chain.written) and set(chain.operations) <= known and _by_call(network, chain) is not None
+    return _by_call(network, chain) is not None
 
 
 @torch.no_grad()
@@ -44,6 +43,7 @@ def rescale_chain(network: nn.Module, chain: ChannelChain, factors: Tensor) -> N
 
     :param chain: One that :func:`can_rescale` accepts.
     :param factors: Positive, ``(channels,)`` float64.
+    :raises ValueError: it does not.
     """
     tensors = dict(joined(network.named_parameters(), network.named_buffers()))
 
@@ -79,6 +79,8 @@ def rescale_chain(network: nn.Module, chain: ChannelChain, factors: Tensor) -> N
 
 def _by_call(network: nn.Module, chain: ChannelChain) -> list[tuple[float | None, list[ChannelSlice]]] | None:
     """Return what each call on the way holds, and its eps if it is a BatchNorm; ``None`` if one cannot be rescaled."""
+    if not chain.written or not set(chain.operations) <= _HOMOGENEOUS | _CONVOLUTIONS | {"batch_norm"}:
+        return None
     modules = dict(network.named_modules())
     tensors = dict(network.named_parameters())
     waiting = list(chain.carried)
