@@ -32,6 +32,7 @@ _EXPORTS = {
     "RobustnessVerifier": "verifiers",
     "Verdict": "verifiers",
     "Verifier": "verifiers",
+    "WeightAlignmentVerifier": "verifiers",
     "WeightNoiseAttack": "attacks",
     "WeightPruningAttack": "attacks",
     "WeightQuantizationAttack": "attacks",

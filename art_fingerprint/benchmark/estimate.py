@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from art_fingerprint.benchmark.materials import Suspect
 from art_fingerprint.benchmark.tasks import Task
-from art_fingerprint.benchmark.workbench import Suspect, Workbench
+from art_fingerprint.benchmark.workbench import Workbench
 from art_fingerprint.zoo.recipes import Recipe
 
 # Forward-equivalents of a sample that is trained on: one pass forward, one backward that counts twice.
@@ -77,11 +78,18 @@ def _suspect_passes(bench: Workbench, suspect: Suspect, names: Collection[str]) 
 
 
 def _made(bench: Workbench, suspect: Suspect) -> float:
-    preset, data = bench.preset, bench.data
+    preset = bench.preset
     if suspect.role == "negative":
         return _trained(preset.negative_recipe)
     if suspect.role != "surrogate":
         return _trained(preset.victim_recipe)
+    if suspect.label not in bench.expected:
+        bench.expected[suspect.label] = _attacked(bench, suspect)
+    return bench.expected[suspect.label]
+
+
+def _attacked(bench: Workbench, suspect: Suspect) -> float:
+    preset, data = bench.preset, bench.data
     setting = preset.attacks[suspect.label]
     sizes = {
         "train": len(data.x_train),

@@ -1,10 +1,11 @@
-"""What a plan names, as objects: data sets, the attacker's part of them, and parameters as data."""
+"""What a plan is about: data sets, the attacker's part of them, suspects and parameters as data."""
 
 from __future__ import annotations
 
 import functools
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,22 @@ from art_fingerprint.zoo.loading import load_object
 from art_fingerprint.zoo.substitutes import select_substitute
 
 _OWNERS_IMAGES = 5000
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A model that is scored, as data.
+
+    :ivar label: Row label.
+    :ivar role: ``"victim"``, ``"reference"``, ``"negative"`` or ``"surrogate"``.
+    :ivar seed: Its seed in the rows; of a reference its number.
+    :ivar key: Digest of everything that makes it.
+    """
+
+    label: str
+    role: str
+    seed: int
+    key: str
 
 
 def plain(params: Mapping[str, Any]) -> dict[str, Any]:

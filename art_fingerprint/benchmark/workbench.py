@@ -9,14 +9,14 @@ import os
 import time
 import traceback
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
 from art_fingerprint.attacks import RemovalAttack
-from art_fingerprint.benchmark.materials import dataset, owners_data, plain, substitute_data
+from art_fingerprint.benchmark.materials import Suspect, dataset, owners_data, plain, substitute_data
 from art_fingerprint.benchmark.plan import Factory, architecture_name, load_architecture, saying
 from art_fingerprint.benchmark.store import ADDED_KEYS, KEYS, Store, cell_key
 from art_fingerprint.benchmark.validation import check_architecture, check_preset
@@ -41,22 +41,6 @@ Row = dict[str, Any]
 _IMPOSSIBLE = (IncompatibleSuspectError, AccessError)
 
 
-@dataclass(frozen=True)
-class Suspect:
-    """A model that is scored, as data.
-
-    :ivar label: Row label.
-    :ivar role: ``"victim"``, ``"reference"``, ``"negative"`` or ``"surrogate"``.
-    :ivar seed: Its seed in the rows; of a reference its number.
-    :ivar key: Digest of everything that makes it.
-    """
-
-    label: str
-    role: str
-    seed: int
-    key: str
-
-
 class Workbench:
     """Makes and scores the models of one victim. Everything is kept in the store, under a digest of what makes it.
 
@@ -64,11 +48,18 @@ class Workbench:
     :param store: Folder of the run, or its path while nothing is written yet.
     :param seeds: Seeds of the attacks.
     :param device_type: ``"gpu"`` (CUDA where there is one) or ``"cpu"``.
+    :param cuda: Whether models are made on CUDA, which changes their digests; ``None``: as in this process.
+    :ivar expected: Expected passes of each attack, kept here since some of them cost passes to find out.
     :raises InvalidInputError: the data set or the architecture cannot be had.
     """
 
     def __init__(
-        self, preset: Preset, store: Store | str | os.PathLike[str], seeds: Collection[int], device_type: str = "gpu"
+        self,
+        preset: Preset,
+        store: Store | str | os.PathLike[str],
+        seeds: Collection[int],
+        device_type: str = "gpu",
+        cuda: bool | None = None,
     ) -> None:
         self.preset = preset
         self.seeds = tuple(seeds)
@@ -87,8 +78,9 @@ class Workbench:
             "data": self.data.digest,
             "architecture": [architecture_name(self._architecture), str(network_of(untrained))],
             "versions": versions(),
-            "device": untrained.device.type,
+            "device": untrained.device.type if cuda is None else "cuda" if cuda else "cpu",
         }
+        self.expected: dict[str, float] = {}
         self._verifiers: dict[str, Verifier] = {}
         self._references: list[PyTorchClassifier] = []
 

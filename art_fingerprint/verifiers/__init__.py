@@ -8,6 +8,7 @@ from art_fingerprint.verifiers.ipguard import IPGuardVerifier
 from art_fingerprint.verifiers.modeldiff import ModelDiffVerifier
 from art_fingerprint.verifiers.robustness import RobustnessVerifier
 from art_fingerprint.verifiers.verdict import MetricResult, Verdict
+from art_fingerprint.verifiers.weight_alignment import LayerAlignment, WeightAlignmentVerifier
 from art_fingerprint.verifiers.zest import ZestVerifier
 
 __all__ = [
@@ -15,11 +16,13 @@ __all__ = [
     "DeepJudgeVerifier",
     "Fingerprint",
     "IPGuardVerifier",
+    "LayerAlignment",
     "Metric",
     "MetricResult",
     "ModelDiffVerifier",
     "RobustnessVerifier",
     "Verdict",
     "Verifier",
+    "WeightAlignmentVerifier",
     "ZestVerifier",
 ]

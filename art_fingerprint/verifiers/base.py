@@ -40,7 +40,7 @@ from art_fingerprint.exceptions import (
 )
 from art_fingerprint.verifiers.calibration import Direction, Rule, check_rule
 from art_fingerprint.verifiers.fingerprint import Fingerprint
-from art_fingerprint.verifiers.measurement import Measurement, Notes, measure
+from art_fingerprint.verifiers.measurement import Chance, Measurement, Notes, measure
 from art_fingerprint.verifiers.references import calibration_of, is_reference, reference_digests
 from art_fingerprint.verifiers.verdict import VOTES, Verdict, Vote, conclude
 
@@ -128,7 +128,8 @@ class Verifier(abc.ABC):
         """Return the metrics asked for (see :meth:`wants`), and any others that come for free.
 
         A metric that this suspect cannot have is reported by :meth:`_skip`; whether logits or probabilities were
-        compared, if either is possible, by :meth:`_compared`. Metrics that are complete before more queries are sent
+        compared, if either is possible, by :meth:`_compared`; what is known of a score without reference models by
+        :meth:`_by_chance`. Metrics that are complete before more queries are sent
         can be handed over by :meth:`_keep`, lest they are lost if the suspect fails or the query budget ends.
         """
 
@@ -253,7 +254,8 @@ class Verifier(abc.ABC):
         allow_reference: bool = False,
         outputs: AnswerKind = "auto",
     ) -> Verdict:
-        """Score a suspect and decide. Uncalibrated verifiers give values and ``derived=None``, never a guess.
+        """Score a suspect and decide. Uncalibrated verifiers give values and ``derived=None``, never a guess, unless
+        the verifier has a threshold without reference models (its class says so).
 
         A suspect that raises an error, answers NaN, or costs more than the budget gives an undecided verdict with the
         reason, the queries that were sent, and the metrics that were complete by then. Metrics that need more access
@@ -376,6 +378,9 @@ class Verifier(abc.ABC):
 
     def _compared(self, space: str, *names: str) -> None:
         self._notes.spaces.update(dict.fromkeys(names, space))
+
+    def _by_chance(self, name: str, threshold: float, p_value: float) -> None:
+        self._notes.chances[name] = Chance(threshold, p_value)
 
     def _measure(
         self, classifier: Any, outputs: AnswerKind = "auto", budget: int | None = None, both_spaces: bool = False

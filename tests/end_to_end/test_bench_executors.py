@@ -81,9 +81,10 @@ def serial(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
 def test_executors_give_the_same_rows(executor: str, serial: list[Row], tmp_path: Path) -> None:
     if executor == "ray":
         pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    before = dict(os.environ), torch.get_num_threads()
+    names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "PYTHONPATH")
+    before = [os.environ.get(name) for name in names], torch.get_num_threads()
     rows = run(tiny(), tmp_path, executor, seeds=2)
-    assert (dict(os.environ), torch.get_num_threads()) == before
+    assert ([os.environ.get(name) for name in names], torch.get_num_threads()) == before
     assert {row["status"] for row in rows} == {"ok"}
     assert facts(rows) == facts(serial)
     assert run(tiny(), tmp_path, "serial", seeds=2) == rows  # and what one has done, another does not repeat
