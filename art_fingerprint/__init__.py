@@ -38,6 +38,7 @@ _EXPORTS = {
     "Verdict": "verifiers",
     "Verifier": "verifiers",
     "WeightAlignmentVerifier": "verifiers",
+    "WeightNoiseAttack": "attacks",
     "WeightPruningAttack": "attacks",
     "WeightQuantizationAttack": "attacks",
     "WeightShiftingAttack": "attacks",
