@@ -13,7 +13,8 @@ import torch
 
 from art_fingerprint.benchmark.plan import Plan
 from art_fingerprint.benchmark.store import PLAN, Store
-from art_fingerprint.benchmark.workbench import Row, Suspect, Workbench
+from art_fingerprint.benchmark.suspects import Suspect
+from art_fingerprint.benchmark.workbench import Row, Workbench
 from art_fingerprint.exceptions import StoreError
 
 Kind = Literal["model", "fingerprint", "rows"]

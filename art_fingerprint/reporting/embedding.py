@@ -144,7 +144,7 @@ def plot_embedding(
         raise InvalidInputError(f"{reference!r} and another model are needed, got {', '.join(points) or 'none'}.")
     if any(found.shape != (len(labels), 2) for found in points.values()):
         raise InvalidInputError(f"Every model needs a point for each of the {len(labels)} labels.")
-    columns = min(3, len(others))
+    columns = 4 if len(others) % 4 == 0 else min(3, len(others))
     lines = -(-len(others) // columns)
     figure = new_figure(3.6 * columns, 3.7 * lines + 0.4)
     panels = figure.subplots(lines, columns, squeeze=False).reshape(-1)
@@ -168,7 +168,8 @@ def plot_embedding(
             colour = colour_of("Victim") if drawn == reference else "#d55e00"
             axes.scatter(*points[drawn].T, s=size, marker=marker, color=colour, linewidth=0, alpha=0.65, gid=drawn)
         for label, (x, y) in centres.items():
-            axes.text(x, y, str(label), fontsize=9, ha="center", va="center", weight="bold", gid="class")
+            box = {"facecolor": "#ffffff", "alpha": 0.75, "linewidth": 0, "pad": 1.0}
+            axes.text(x, y, str(label), fontsize=9, ha="center", va="center", weight="bold", gid="class", bbox=box)
         axes.set_xlim(low[0], high[0])
         axes.set_ylim(low[1], high[1])
         axes.set_xticks([])

@@ -21,7 +21,7 @@ _NAMED = {
     "RemovalNet(apart)": "#cc79a7",
     "KnockoffNets(train)": "#009e73",
     "KnockoffNets(apart)": "#56b4e9",
-    "LOD": "#d55e00",
+    "LOD": "#882255",
     "LAD": "#e69f00",
     "NOD": "#994f00",
     "NAD": "#b8a200",
@@ -32,7 +32,7 @@ _NAMED = {
     "ZEST-L1": "#004c78",
     "ZEST-Linf": "#8fb8d8",
     "DDV": "#009e73",
-    "MR": "#cc79a7",
+    "MR": "#7a5230",
 }
 _MARKERS = "osD^vPX*<>hp"
 
