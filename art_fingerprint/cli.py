@@ -29,32 +29,40 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"art-fingerprint {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    show = verbs.add_parser("list", help="list attacks, verifiers or presets")
-    show.add_argument("what", choices=("attacks", "verifiers", "presets"))
+    show = verbs.add_parser("list", help="list attacks, verifiers, presets or experiments")
+    show.add_argument("what", choices=("attacks", "verifiers", "presets", "experiments"))
 
-    bench = verbs.add_parser("bench", help="run a grid and print the table; continues where a former run stopped")
-    what = bench.add_mutually_exclusive_group()
-    what.add_argument("--preset", help="name of a preset; see list presets (default: digits)")
-    what.add_argument(
-        "--plan", type=Path, metavar="FILE", help="YAML, TOML or JSON: victims, attacks, verifiers, seeds"
-    )
-    bench.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for rows, models and tables")
-    bench.add_argument("--seeds", type=_seeds, metavar="N|A,B,C", help="how many seeds, or which (default: 3)")
-    bench.add_argument("--attacks", metavar="A,B", help="row labels to run, e.g. 'FT(0.5),RemovalNet(train)'")
-    bench.add_argument("--verifiers", metavar="V,W", help="verifiers to run, e.g. IPGuardVerifier,ZestVerifier")
-    bench.add_argument(
+    runs = _Parser(add_help=False)
+    runs.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for rows, models and tables")
+    runs.add_argument("--seeds", type=_seeds, metavar="N|A,B,C", help="how many seeds, or which (default: 3)")
+    runs.add_argument(
         "--executor",
         choices=("serial", "process", "ray"),
         default="serial",
         help="where work is done (default: serial)",
     )
-    bench.add_argument("--workers", type=int, metavar="N", help="default: one for each GPU, or for each few cores")
-    bench.add_argument("--ray-address", metavar="ADDRESS", help="a Ray cluster, e.g. auto (default: this machine)")
-    bench.add_argument("--device", choices=("gpu", "cpu"), default="gpu", help="gpu: CUDA where there is one (default)")
+    runs.add_argument("--workers", type=int, metavar="N", help="default: one for each GPU, or for each few cores")
+    runs.add_argument("--ray-address", metavar="ADDRESS", help="a Ray cluster, e.g. auto (default: this machine)")
+    runs.add_argument("--device", choices=("gpu", "cpu"), default="gpu", help="gpu: CUDA where there is one (default)")
+    runs.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    bench = verbs.add_parser(
+        "bench", parents=[runs], help="run a grid and print the table; continues where a former run stopped"
+    )
+    what = bench.add_mutually_exclusive_group()
+    what.add_argument("--preset", help="name of a preset; see list presets (default: digits)")
+    what.add_argument(
+        "--plan", type=Path, metavar="FILE", help="YAML, TOML or JSON: victims, attacks, verifiers, seeds"
+    )
+    bench.add_argument("--attacks", metavar="A,B", help="row labels to run, e.g. 'FT(0.5),RemovalNet(train)'")
+    bench.add_argument("--verifiers", metavar="V,W", help="verifiers to run, e.g. IPGuardVerifier,ZestVerifier")
     bench.add_argument(
         "--dry-run", action="store_true", help="check the plan, print its cells and their cost, and stop"
     )
-    bench.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    experiment = verbs.add_parser("experiment", parents=[runs], help="run one table or figure of the paper by name")
+    experiment.add_argument("name", metavar="NAME", help="e.g. fig4; see list experiments")
+    experiment.add_argument("--preset", default="digits", help="name of a preset; see list presets (default: digits)")
 
     data = _Parser(add_help=False)
     data.add_argument("--data", required=True, type=Path, metavar="D.npz", help="arrays x (n, C, H, W) and, if any, y")
@@ -152,6 +160,10 @@ def _list(what: str) -> int:
         import art_fingerprint.attacks as attacks
 
         names = [name for name in attacks.__all__ if name != "RemovalAttack"]
+    elif what == "experiments":
+        from art_fingerprint.experiments.catalogue import EXPERIMENTS
+
+        names = [f"{name:8s}{known.title}" for name, known in EXPERIMENTS.items()]
     else:
         import art_fingerprint.verifiers as verifiers
 
@@ -188,6 +200,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _list(parsed.what)
         if parsed.verb == "bench":
             return _bench(parsed)
+        if parsed.verb == "experiment":
+            from art_fingerprint import cli_experiment
+
+            return OK if cli_experiment.run(parsed) else SOME_FAILED
         return _report(parsed.folder, parsed.published) if parsed.verb == "report" else _single(parsed)
     except (FingerprintError, OSError) as error:
         print(f"art-fingerprint: {' '.join(str(error).split())}", file=sys.stderr)

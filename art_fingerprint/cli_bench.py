@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from art_fingerprint.benchmark.plan import Plan
 from art_fingerprint.benchmark.plan_files import load_plan
 from art_fingerprint.benchmark.runner import Bench
+from art_fingerprint.cli_signals import terminated_as_interrupted
 from art_fingerprint.reporting import layout
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run what is not done yet."""
     bench = _bench(arguments)
-    with _terminated_as_interrupted():
+    with terminated_as_interrupted():
         bench.run()
 
 
@@ -69,20 +66,3 @@ def _names(text: str | None) -> list[str] | None:
         else:
             names[-1] += character
     return [name.strip() for name in names if name.strip()]
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Let a cluster's SIGTERM end a run as cleanly as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from art_fingerprint.benchmark.materials import Suspect
+from art_fingerprint.benchmark.materials import share_of_source
+from art_fingerprint.benchmark.suspects import Suspect
 from art_fingerprint.benchmark.tasks import Task
 from art_fingerprint.benchmark.workbench import Workbench
 from art_fingerprint.zoo.recipes import Recipe
@@ -91,13 +92,11 @@ def _made(bench: Workbench, suspect: Suspect) -> float:
 def _attacked(bench: Workbench, suspect: Suspect) -> float:
     preset, data = bench.preset, bench.data
     setting = preset.attacks[suspect.label]
-    sizes = {
-        "train": len(data.x_train),
-        "subset": int(preset.subset_ratio * len(data.x_train)),
-        "apart": len(data.x_apart),
-    }
+    size = len(data.x_apart if setting.source == "apart" else data.x_train)
+    share = share_of_source(data, setting.source, preset.subset_ratio, setting.ratio)
     attack = bench.attack(setting, bench.untrained, suspect.seed)
-    return attack.expected_passes(sizes[setting.source], setting.true_labels)
+    passes = attack.expected_passes(size if share is None else int(share * size), setting.true_labels)
+    return passes / max(len(bench.checkpoints(setting, suspect.seed)), 1)  # one run makes them all
 
 
 def _scored(bench: Workbench, names: Iterable[str]) -> float | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,31 +13,19 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_fingerprint.benchmark.plan import architecture_name
 from art_fingerprint.core.parameters import as_json
+from art_fingerprint.evaluation.robustness import robustness
 from art_fingerprint.exceptions import InvalidInputError
 from art_fingerprint.verifiers.base import Verifier
 from art_fingerprint.zoo.datasets import Dataset, load_dataset
 from art_fingerprint.zoo.lazy_batches import labels_in_chunks
 from art_fingerprint.zoo.lazy_images import LazyImages
 from art_fingerprint.zoo.loading import load_object
+from art_fingerprint.zoo.preset import Preset
 from art_fingerprint.zoo.substitutes import select_substitute
 
+logger = logging.getLogger(__name__)
+
 _OWNERS_IMAGES = 5000
-
-
-@dataclass(frozen=True)
-class Suspect:
-    """A model that is scored, as data.
-
-    :ivar label: Row label.
-    :ivar role: ``"victim"``, ``"reference"``, ``"negative"`` or ``"surrogate"``.
-    :ivar seed: Its seed in the rows; of a reference its number.
-    :ivar key: Digest of everything that makes it.
-    """
-
-    label: str
-    role: str
-    seed: int
-    key: str
 
 
 def plain(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,13 +66,49 @@ def owners_data(data: Dataset, kind: type[Verifier]) -> tuple[np.ndarray, ...]:
 
 
 def substitute_data(
-    data: Dataset, victim: PyTorchClassifier, source: str, subset_ratio: float, seed: int
+    data: Dataset,
+    victim: PyTorchClassifier,
+    source: str,
+    subset_ratio: float,
+    seed: int,
+    ratio: float | None = None,
 ) -> tuple[np.ndarray | LazyImages, np.ndarray]:
-    """Return the attacker's images and labels: ``"train"``, a stratified ``"subset"`` of it, or ``"apart"``."""
-    if source == "train":
-        return data.x_train, data.y_train
-    if source == "apart":
-        return data.x_apart, data.y_apart
-    x = data.x_train
-    chosen = select_substitute(labels_in_chunks(victim, x), subset_ratio, seed=seed)
-    return x.take(chosen) if isinstance(x, LazyImages) else x[chosen], data.y_train[chosen]
+    """Return the attacker's images and labels: ``"train"``, a stratified ``"subset"`` of it, or ``"apart"``.
+
+    :param ratio: See :class:`.AttackSetting`.
+    """
+    x, y = (data.x_apart, data.y_apart) if source == "apart" else (data.x_train, data.y_train)
+    share = share_of_source(data, source, subset_ratio, ratio)
+    if share is None:
+        return x, y
+    chosen = select_substitute(labels_in_chunks(victim, x), share, seed=seed)
+    return x.take(chosen) if isinstance(x, LazyImages) else x[chosen], y[chosen]
+
+
+def share_of_source(data: Dataset, source: str, subset_ratio: float, ratio: float | None) -> float | None:
+    """Return which share of a source the attacker holds, ``None`` for all of it.
+
+    :raises InvalidInputError: data held apart is asked for more images than it has.
+    """
+    if source == "subset":
+        return subset_ratio if ratio is None else ratio
+    if ratio is None or source == "train":
+        return None
+    share = ratio * len(data.x_train) / max(len(data.x_apart), 1)
+    if share > 1:
+        raise InvalidInputError(
+            f"`ratio`={ratio} of {len(data.x_train)} training images is more than the {len(data.x_apart)} held apart."
+        )
+    return share
+
+
+def robustness_of(model: PyTorchClassifier, data: Dataset, preset: Preset) -> dict[str, Any]:
+    """Attack a model with its own examples. An attack that fails is missed in the rows, and ends nothing."""
+    x, y = data.x_test[: preset.nb_robustness], data.y_test[: preset.nb_robustness]
+    found = {}
+    for name, params in preset.robustness.items():
+        try:
+            found[name] = robustness(model, x, y, name, **params).to_dict()
+        except InvalidInputError as error:
+            logger.warning("%s failed on a model of %s: %s", name, preset.name, error)
+    return found

@@ -187,6 +187,8 @@ def _attacks(victim: str, spec: object, known: Mapping[str, AttackSetting]) -> d
             params={**(base.params if base is not None and same else {}), **params},
             source=given.get("source", base.source if base else "train"),
             true_labels=given.get("true_labels", base.true_labels if base else False),
+            ratio=given.get("ratio", base.ratio if base else None),
+            step=given.get("step", base.step if base else None),
         )
         if setting.source not in get_args(Source):
             raise InvalidInputError(f"`source` of {where} must be one of {get_args(Source)}, got {setting.source!r}.")

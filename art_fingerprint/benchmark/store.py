@@ -195,6 +195,12 @@ class Store:
             return None
         return lock.release
 
+    @contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """Run a block while no other run or worker is in one of this name; wait until that is so."""
+        with FileLock(self._locks / name):
+            yield
+
     def _sweep(self) -> None:
         """Delete what killed runs left half-written; a file that is being written now is younger."""
         for pattern in (f".{PLAN}.*", "models/.*.safetensors.*", "fingerprints/.*.safetensors.*", "facts/.*.json.*"):

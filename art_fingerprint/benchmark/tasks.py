@@ -11,9 +11,9 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from art_fingerprint.benchmark.materials import Suspect
 from art_fingerprint.benchmark.plan import Plan
 from art_fingerprint.benchmark.store import PLAN, Store
+from art_fingerprint.benchmark.suspects import Suspect
 from art_fingerprint.benchmark.workbench import Row, Workbench
 from art_fingerprint.exceptions import StoreError
 

@@ -17,7 +17,7 @@ from art_fingerprint.core.layers import resolve_layer
 from art_fingerprint.exceptions import InvalidInputError
 from art_fingerprint.verifiers.calibration import check_rule
 from art_fingerprint.zoo.loading import attack_class, check_parameters, verifier_class
-from art_fingerprint.zoo.presets import Preset
+from art_fingerprint.zoo.presets import AttackSetting, Preset
 from art_fingerprint.zoo.recipes import Recipe
 
 RESERVED_LABELS = ("Victim", "Reference", "Negative")
@@ -49,6 +49,7 @@ def check_preset(preset: Preset, classifier: PyTorchClassifier) -> None:
             check_parameters(kind, setting.params)
             _reserved(setting.params)
             kind(classifier, seed=0, **setting.params)._check_params()
+            _check_setting(setting)
             _check_layer(setting.params.get("layer"), classifier)
     for name, params in preset.verifiers.items():
         with saying(f"{victim}, {name}"):
@@ -104,6 +105,21 @@ def _check_layer(layer: object, classifier: PyTorchClassifier) -> None:
     example = torch.zeros(2, *classifier.input_shape, device=view.device)
     with evaluating(view.network), torch.no_grad():
         resolve_layer(view.network, layer, view.preprocess(example))
+
+
+def _check_setting(setting: AttackSetting) -> None:
+    if setting.ratio is not None:
+        check_number("ratio", setting.ratio, 0, 1, open_low=True)
+        if setting.source == "train":
+            raise InvalidInputError("`ratio` needs the source 'subset' or 'apart'; 'train' is the whole training set.")
+    if setting.step is None:
+        return
+    check_number("step", setting.step, 0, integer=True)
+    if setting.params.get("keep_best") is not None:
+        raise InvalidInputError("`step` and `keep_best` exclude each other: both say which iterate is wanted.")
+    last = setting.params.get("max_iter")
+    if isinstance(last, int) and setting.step > last:
+        raise InvalidInputError(f"`step`={setting.step} is beyond the last of `max_iter`={last} steps.")
 
 
 def _reserved(params: Mapping[str, Any]) -> None:

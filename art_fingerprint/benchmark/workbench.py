@@ -16,20 +16,18 @@ import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
 from art_fingerprint.attacks import RemovalAttack
-from art_fingerprint.benchmark.materials import Suspect, dataset, owners_data, plain, substitute_data
+from art_fingerprint.benchmark.materials import dataset, owners_data, plain, robustness_of, substitute_data
 from art_fingerprint.benchmark.plan import Factory, architecture_name, load_architecture, saying
 from art_fingerprint.benchmark.store import ADDED_KEYS, KEYS, Store, cell_key
+from art_fingerprint.benchmark.suspects import Suspect, derive, derive_checkpoints, reason_of
 from art_fingerprint.benchmark.validation import check_architecture, check_preset
 from art_fingerprint.core.classifier import network_of
 from art_fingerprint.core.parameters import as_json
 from art_fingerprint.core.seeding import derive_seed, forked_random_state
 from art_fingerprint.core.versions import versions
 from art_fingerprint.evaluation.fidelity import accuracy_drop, predicted_labels
-from art_fingerprint.evaluation.robustness import robustness
-from art_fingerprint.exceptions import AccessError, IncompatibleSuspectError, InvalidInputError, StoreError
+from art_fingerprint.exceptions import AccessError, IncompatibleSuspectError, StoreError
 from art_fingerprint.verifiers.base import Verifier
-from art_fingerprint.zoo.lazy_batches import ImageStream
-from art_fingerprint.zoo.lazy_images import LazyImages
 from art_fingerprint.zoo.loading import attack_class, verifier_class
 from art_fingerprint.zoo.presets import AttackSetting, Preset
 from art_fingerprint.zoo.recipes import train_negative, train_victim, wrap
@@ -160,12 +158,24 @@ class Workbench:
         return cell_key(kind=kind, start=start, recipe=asdict(recipe), seed=seed, **self._made_from)
 
     def _surrogate_key(self, setting: AttackSetting, seed: int) -> str:
+        described = {name: value for name, value in vars(setting).items() if value is not None}
         return cell_key(
             victim=self.victim_key,
-            setting={**vars(setting), "params": plain(setting.params)},
+            setting={**described, "params": plain(setting.params)},
             subset_ratio=self.preset.subset_ratio,
             seed=seed,
         )
+
+    def checkpoints(self, setting: AttackSetting, seed: int) -> dict[int, str]:
+        """Return step to key of all checkpoints that come from the same run as this one; none for what is not one."""
+        if setting.step is None:
+            return {}
+        found = {}
+        for other in self.preset.attacks.values():
+            whole = [self._surrogate_key(replace(s, step=None), seed) for s in (setting, other)]
+            if other.step is not None and whole[0] == whole[1]:
+                found[other.step] = self._surrogate_key(other, seed)
+        return found
 
     def _facts_key(self, suspect: Suspect) -> str:
         preset = self.preset
@@ -200,16 +210,28 @@ class Workbench:
 
     def _make(self, suspect: Suspect, setting: AttackSetting | None) -> PyTorchClassifier:
         if setting is not None:
-            x, y = substitute_data(self.data, self.victim, setting.source, self.preset.subset_ratio, suspect.seed)
-            attack, labels = self.attack(setting, self.victim, suspect.seed), y if setting.true_labels else None
-            if isinstance(x, LazyImages):
-                return attack.generate(ImageStream(x, labels, attack.batch_size, suspect.seed))
-            return attack.generate(x, labels)
+            return self._surrogate(suspect, setting)
         make = self._architecture if suspect.role == "victim" else self._independent
         if suspect.role == "negative":
             return train_negative(make, self.data, self.preset.negative_recipe, suspect.seed, self.device_type)
         seed = self._reference_seed(suspect.seed) if suspect.role == "reference" else suspect.seed
         return train_victim(make, self.data, self.preset.victim_recipe, seed, self.device_type)
+
+    def _surrogate(self, suspect: Suspect, setting: AttackSetting) -> PyTorchClassifier:
+        ratios = (self.preset.subset_ratio, suspect.seed, setting.ratio)
+        x, y = substitute_data(self.data, self.victim, setting.source, *ratios)
+        attack, labels = self.attack(setting, self.victim, suspect.seed), y if setting.true_labels else None
+        steps = self.checkpoints(setting, suspect.seed)
+        if not steps:
+            return derive(attack, x, labels)
+        found = self._untrained(setting)
+        with self.store.alone(self._surrogate_key(replace(setting, step=None), suspect.seed)):
+            notes = self.store.load_model(suspect.key, found)  # another worker may have run the attack meanwhile
+            if notes is None:
+                derive_checkpoints(attack, x, labels, steps, self.store.save_model)
+                notes = self.store.load_model(suspect.key, found)
+        found.surrogate_info = notes or {}
+        return found
 
     def _setting(self, suspect: Suspect) -> AttackSetting | None:
         return self.preset.attacks[suspect.label] if suspect.role == "surrogate" else None
@@ -277,7 +299,7 @@ class Workbench:
             raise
         except Exception as error:
             logger.warning("%s seed %d failed: %s", suspect.label, suspect.seed, error)
-            yield from (base | self._unscored(suspect, name, _reason(error), error) for name in names)
+            yield from (base | self._unscored(suspect, name, reason_of(error), error) for name in names)
             return
         for name in names:
             yield base | (
@@ -317,7 +339,7 @@ class Workbench:
                 "accuracy": accuracy,
                 "accuracy_drop": accuracy_drop(float((self._victim_labels == truth).mean()), accuracy),
                 "agreement": float((labels == self._victim_labels).mean()),
-                "robustness": self._robustness(suspect, model),
+                "robustness": robustness_of(model, self.data, self.preset),
             }
             self.store.save_facts(key, facts)
         return facts
@@ -326,17 +348,6 @@ class Workbench:
     def _victim_labels(self) -> np.ndarray:
         return predicted_labels(self.victim, self.data.x_test)
 
-    def _robustness(self, suspect: Suspect, model: PyTorchClassifier) -> dict[str, Any]:
-        """Attack a model with its own examples. An attack that fails is missed in the rows, and ends nothing."""
-        x, y = (array[: self.preset.nb_robustness] for array in (self.data.x_test, self.data.y_test))
-        found = {}
-        for name, params in self.preset.robustness.items():
-            try:
-                found[name] = robustness(model, x, y, name, **params).to_dict()
-            except InvalidInputError:
-                logger.exception("%s on %s seed %d failed", name, suspect.label, suspect.seed)
-        return found
-
     def _score(self, suspect: Suspect, name: str, model: PyTorchClassifier) -> Row:
         started = time.perf_counter()
         try:
@@ -344,10 +355,10 @@ class Workbench:
         except StoreError:
             raise
         except _IMPOSSIBLE as error:
-            return self._unscored(suspect, name, _reason(error), status="skipped")
+            return self._unscored(suspect, name, reason_of(error), status="skipped")
         except Exception as error:
             logger.warning("%s on %s seed %d failed: %s", name, suspect.label, suspect.seed, error)
-            return self._unscored(suspect, name, _reason(error), error)
+            return self._unscored(suspect, name, reason_of(error), error)
         metrics = {
             metric: {name: value for name, value in asdict(result).items() if name != "reason"}
             | {"value": result.value if np.isfinite(result.value) else None}
@@ -383,7 +394,3 @@ class Workbench:
             "verifier_params": plain(self.preset.verifiers[name]),
             "fingerprint": self.fingerprint_key(name),
         }
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"

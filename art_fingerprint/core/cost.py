@@ -148,6 +148,21 @@ class CostMeter:
         return "process", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def cost_so_far() -> dict[str, Any] | None:
+    """Return the account, as :meth:`CostMeter.account`, of the innermost running meter up to now; ``None`` without one.
+
+    For a callback of an attack, at its beginning: what the callback itself does is not counted.
+    """
+    meters = _RUNNING.get()
+    if not meters:
+        return None
+    meter = meters[-1]
+    if meter._device.type == "cuda":
+        torch.cuda.synchronize(meter._device)
+    meter.seconds = time.perf_counter() - meter._started - meter._idle
+    return meter.account()
+
+
 @contextmanager
 def uncounted() -> Iterator[None]:
     """Leave a block out of every running account, its passes and its time: a user's callback, say."""

@@ -23,7 +23,8 @@ ROWS = (
     ("zoo",),
     ("benchmark",),
     ("reporting",),
-    ("cli_bench", "cli_models", "cli_report"),
+    ("experiments", "cli_signals"),
+    ("cli_bench", "cli_experiment", "cli_models", "cli_report"),
     ("cli",),
 )
 RANK = {part: rank for rank, parts in enumerate(ROWS) for part in parts}

@@ -1,0 +1,31 @@
+"""The verb ``experiment`` of the command line: one table or figure of the paper, by name, for a preset."""
+
+from __future__ import annotations
+
+import argparse
+
+from art_fingerprint.benchmark.plan import Plan
+from art_fingerprint.cli_signals import terminated_as_interrupted
+from art_fingerprint.experiments.catalogue import experiment, run_experiment
+
+
+def run(arguments: argparse.Namespace) -> bool:
+    """Run what is not done yet, print the table, and tell whether no cell failed."""
+    experiment(arguments.name)
+    plan = Plan.from_preset(arguments.preset, 3 if arguments.seeds is None else arguments.seeds)
+    with terminated_as_interrupted():
+        paths, whole = run_experiment(
+            arguments.name,
+            plan.presets[0],
+            arguments.out,
+            plan.seeds,
+            executor=arguments.executor,
+            workers=arguments.workers,
+            ray_address=arguments.ray_address,
+            device_type=arguments.device,
+            verbose=not arguments.quiet,
+        )
+    print(paths[0].read_text(encoding="utf-8"))
+    for path in paths:
+        print(path)
+    return whole

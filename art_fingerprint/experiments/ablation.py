@@ -1,0 +1,133 @@
+"""Figure 8: what the weights of RemovalNet's three terms do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from art_fingerprint.benchmark.plan import Plan
+from art_fingerprint.experiments.experiment import (
+    Experiment,
+    Findings,
+    Model,
+    Run,
+    Seeds,
+    band,
+    directions,
+    models_of,
+    planned,
+    removal_rows,
+    scaled,
+)
+from art_fingerprint.experiments.learning import metric_cells, tidy
+from art_fingerprint.reporting.figures import colour_of, new_figure
+from art_fingerprint.reporting.layout import Sheet
+from art_fingerprint.zoo.presets import Preset
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MULTIPLES = (0.0, 0.25, 0.5, 1.0, 2.0)
+LEARNING_RATE = 0.03  # of the paper's ablation
+_DEFAULTS = {"alpha": 0.2, "beta": 2.0, "gamma": 0.6}
+_SYMBOLS = {"gamma": "γ (victim's labels)", "alpha": "α (KL), γ = 1 - α", "beta": "β (latent)"}
+
+
+def plan(preset: Preset, seeds: Seeds) -> Plan:
+    """Return the first RemovalNet row with each weight swept: γ alone, α with γ = 1 - α, β alone.
+
+    The grid is 0, 1/4, 1/2, 1 and 2 times the preset's weight; the learning rate is the paper's 0.03.
+    """
+    setting = next(iter(removal_rows(preset).values()))
+    given = {name: float(setting.params.get(name, default)) for name, default in _DEFAULTS.items()}
+    attacks = {}
+    for name in _SYMBOLS:
+        for multiple in MULTIPLES:
+            value = round(multiple * given[name], 6)
+            weights = {**given, name: value}
+            if name == "alpha":
+                weights["gamma"] = round(max(0.0, 1 - value), 6)
+            params = {**setting.params, **weights, "learning_rate": LEARNING_RATE}
+            attacks[f"{name}@{value}"] = replace(setting, params=params)
+    return planned("fig8", preset, seeds, attacks)
+
+
+def read(run: Run) -> Findings:
+    """Return accuracy and metrics for each weight over seeds, and the figure."""
+    models = [model for model in models_of(run.rows) if model.role != "reference"]
+    known = directions(run.rows)
+    values = {label: float(label.rpartition("@")[2]) for label in run.preset.attacks}
+    return Findings({"": Sheet(metric_cells(models, known, values))}, lambda: draw(models, known, values))
+
+
+def draw(models: Sequence[Model], known: Mapping[str, str], values: Mapping[str, float]) -> Figure:
+    """Draw a row for each weight: bars of accuracy, of scaled distances, and of scaled similarities."""
+    figure = new_figure(13.0, 8.4)
+    panels = figure.subplots(len(_SYMBOLS), 3, squeeze=False, sharey="col")
+    shares = {name: scaled(models, name, None) for name in known}
+    kinds = {kind: [n for n, d in known.items() if d == kind] for kind in ("distance", "similarity")}
+    for row, (weight, symbol) in enumerate(_SYMBOLS.items()):
+        labels = sorted((label for label in values if label.startswith(f"{weight}@")), key=values.__getitem__)
+        ticks = [f"{values[label]:g}" for label in labels]
+        own = {label: [model for model in models if model.label == label] for label in labels}
+        accuracies = {"accuracy": [[m.accuracy for m in own[label]] for label in labels]}
+        _bars(panels[row, 0], ticks, accuracies, {"accuracy": "#666666"})
+        for column, names in enumerate(kinds.values(), 1):
+            found = {
+                name: [
+                    [shares[name][m.label, m.seed] for m in own[label] if (m.label, m.seed) in shares[name]]
+                    for label in labels
+                ]
+                for name in names
+            }
+            _bars(panels[row, column], ticks, found, {name: colour_of(name) for name in names})
+        panels[row, 0].set_ylabel(f"{symbol}\naccuracy %", fontsize=8)
+        panels[row, 1].set_ylabel("scaled distance", fontsize=8)
+        panels[row, 2].set_ylabel("scaled similarity", fontsize=8)
+        for axes in panels[row]:
+            axes.set_xlabel(weight, fontsize=8)
+    tidy(panels.reshape(-1))
+    for axes in panels[0, 1:]:
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=7, frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    figure.supxlabel(
+        "bars: mean over seeds, lines: least to greatest; distances and similarities scaled by the extremes of all "
+        "models, the victim among them: a high distance and a low similarity evade",
+        fontsize=8,
+        color="#555555",
+    )
+    return figure
+
+
+def _bars(
+    axes: Axes, ticks: Sequence[str], found: Mapping[str, Sequence[Sequence[float]]], colours: Mapping[str, str]
+) -> None:
+    """Draw a group of bars for each tick, a bar for each name."""
+    places = np.arange(len(ticks), dtype=float)
+    width = 0.8 / max(len(found), 1)
+    for index, (name, groups) in enumerate(found.items()):
+        bands = [band(values) for values in groups]
+        known = [(place, b) for place, b in zip(places, bands, strict=True) if b is not None]
+        if not known:
+            continue
+        x = [place + (index - (len(found) - 1) / 2) * width for place, _ in known]
+        means = [b.mean for _, b in known]
+        spread = [[b.mean - b.low for _, b in known], [b.high - b.mean for _, b in known]]
+        axes.bar(
+            x,
+            means,
+            width,
+            yerr=spread,
+            color=colours[name],
+            label=name,
+            gid=name,
+            error_kw={"elinewidth": 0.8, "ecolor": "#333333"},
+        )
+    axes.set_xticks(places, ticks)
+
+
+FIG8 = Experiment("ablation of RemovalNet's weights", plan, read)

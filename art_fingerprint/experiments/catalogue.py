@@ -1,0 +1,100 @@
+"""The experiments by name, and how one is run."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from art_fingerprint.benchmark.runner import Bench
+from art_fingerprint.benchmark.store import read_rows
+from art_fingerprint.core.files import write_whole
+from art_fingerprint.core.taps import near_names
+from art_fingerprint.exceptions import InvalidInputError, MissingDependencyError
+from art_fingerprint.experiments import ablation, insides, learning, ratios, stealing, tables
+from art_fingerprint.experiments.experiment import Experiment, Findings, Run, Seeds
+from art_fingerprint.reporting.layout import render
+from art_fingerprint.reporting.tables import latest_rows
+from art_fingerprint.zoo.presets import Preset
+
+logger = logging.getLogger(__name__)
+
+#: Name to experiment. Tables I and II, and figures 4 and 5, differ in their data sets alone.
+EXPERIMENTS: Mapping[str, Experiment] = {
+    "table1": tables.TABLE1,
+    "table2": tables.TABLE1,
+    "table3": tables.TABLE3,
+    "table4": tables.TABLE4,
+    "fig4": learning.experiment("fig4"),
+    "fig5": learning.experiment("fig5"),
+    "fig6": ratios.FIG6,
+    "fig7": stealing.FIG7,
+    "fig8": ablation.FIG8,
+    "fig9": insides.FIG9,
+    "fig10": insides.FIG10,
+}
+
+
+def experiment(name: str) -> Experiment:
+    """Return an experiment by name.
+
+    :raises InvalidInputError: unknown name; near names are listed.
+    """
+    if name not in EXPERIMENTS:
+        near = near_names(EXPERIMENTS, name) or list(EXPERIMENTS)
+        raise InvalidInputError(f"There is no experiment {name!r}. Known are, among others, {', '.join(near)}.")
+    return EXPERIMENTS[name]
+
+
+def run_experiment(
+    name: str, preset: Preset, folder: str | os.PathLike[str], seeds: Seeds = (0, 1, 2), **options: Any
+) -> tuple[list[Path], bool]:
+    """Run what is not done yet of an experiment, and write its tables and its figure beside the rows.
+
+    ``NAME-PRESET.md``, ``.csv`` and, for a figure, ``.png``; further tables have their own name at the end. Several
+    experiments and presets may share a folder, and then share victim, references and negatives.
+
+    :param name: One of :data:`EXPERIMENTS`.
+    :param preset: The victim with its attacks and verifiers.
+    :param folder: Folder of the run.
+    :param seeds: Seeds of attacks and negatives.
+    :param options: Those of :class:`.Bench`.
+    :return: The files that were written, and whether all cells of the experiment have a result.
+    :raises InvalidInputError: unknown name, or a preset that does not fit the experiment.
+    """
+    chosen = experiment(name)
+    plan = chosen.plan(preset, seeds)
+    bench = Bench(plan, folder, **options)
+    bench.run()
+    title = plan.presets[0].name
+    newest = [row for row in latest_rows(read_rows(folder)) if row["preset"] == title]
+    wanted = {
+        bench.benches[title].cell(suspect, verifier)
+        for suspect in bench.benches[title].suspects
+        for verifier in plan.presets[0].verifiers
+    }
+    rows = [row for row in newest if row["key"] in wanted]  # not those of other seeds or settings
+    findings = chosen.read(Run(plan, rows, bench.benches[title]))
+    return _write(findings, Path(folder), f"{name}-{preset.name}"), all(row["status"] != "failed" for row in rows)
+
+
+def _write(findings: Findings, folder: Path, stem: str) -> list[Path]:
+    paths = []
+    for part, sheet in findings.sheets.items():
+        for form in ("md", "csv"):
+            path = folder / f"{stem}{f'-{part}' if part else ''}.{form}"
+            write_whole(path, render({stem: sheet}, form).encode())
+            paths.append(path)
+    if findings.figure is not None:
+        image = io.BytesIO()
+        try:
+            findings.figure().savefig(image, format="png", dpi=150)
+        except MissingDependencyError as error:  # the tables are worth something without it
+            logger.warning("%s", error)
+            return paths
+        write_whole(folder / f"{stem}.png", image.getvalue())
+        paths.append(folder / f"{stem}.png")
+    return paths

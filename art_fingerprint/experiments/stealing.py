@@ -1,0 +1,222 @@
+"""Figure 7: what KnockoffNets, which starts from nothing, needs to be as accurate as RemovalNet."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from art_fingerprint.benchmark.plan import Plan
+from art_fingerprint.experiments.experiment import (
+    Experiment,
+    Findings,
+    Model,
+    Run,
+    Seeds,
+    band,
+    base_label,
+    checkpoints,
+    max_iter_of,
+    models_of,
+    planned,
+    removal_rows,
+    without_verdicts,
+)
+from art_fingerprint.experiments.learning import tidy
+from art_fingerprint.reporting.figures import colour_of, marker_of, new_figure
+from art_fingerprint.reporting.layout import Sheet, mean_std
+from art_fingerprint.zoo.presets import AttackSetting, Preset
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FACTOR = 10  # the paper: 10,000 iterations against 1000
+NB_CHECKPOINTS = 20
+UNITS = ("iterations", "forward-equivalents", "seconds")
+
+
+def plan(preset: Preset, seeds: Seeds) -> Plan:
+    """Return RemovalNet's rows, and for each of them KnockoffNets on the same data, ten times as long."""
+    rows = removal_rows(preset)
+    attacks = dict(rows)
+    for label, setting in rows.items():
+        last = FACTOR * max_iter_of(setting)
+        shared = {name: setting.params[name] for name in ("batch_size", "hflip") if name in setting.params}
+        knock = AttackSetting("KnockoffNetsAttack", {"max_iter": last, **shared}, setting.source, False, setting.ratio)
+        steps = (round(index * last / NB_CHECKPOINTS) for index in range(NB_CHECKPOINTS + 1))
+        attacks.update(checkpoints(rival(label), knock, steps))
+    return planned("fig7", preset, seeds, attacks, nb_negatives=0, **without_verdicts(preset))
+
+
+def rival(label: str) -> str:
+    """Return the label of KnockoffNets on the data of a RemovalNet row."""
+    return label.replace("RemovalNet", "KnockoffNets") if "RemovalNet" in label else f"KnockoffNets({label})"
+
+
+@dataclass(frozen=True)
+class Contest:
+    """RemovalNet and KnockoffNets on the same data, means over seeds.
+
+    :ivar label: RemovalNet's row.
+    :ivar accuracy: RemovalNet's accuracies in percent, one a seed.
+    :ivar cost: Its cost in each unit of :data:`UNITS`; ``None`` where the rows lack it.
+    :ivar curve: KnockoffNets: step to its accuracies, one a seed.
+    :ivar curve_cost: Step to its cost in each unit.
+    """
+
+    label: str
+    accuracy: tuple[float, ...]
+    cost: tuple[float | None, ...]
+    curve: Mapping[int, tuple[float, ...]]
+    curve_cost: Mapping[int, tuple[float | None, ...]]
+
+    @property
+    def caught_up(self) -> int | None:
+        """KnockoffNets' first checkpoint at which its mean accuracy is RemovalNet's or more."""
+        if not self.accuracy:
+            return None
+        wanted = statistics.fmean(self.accuracy)
+        return next((s for s, found in sorted(self.curve.items()) if found and statistics.fmean(found) >= wanted), None)
+
+    def saving(self, unit: int) -> float | None:
+        """Return 1 - RemovalNet's cost / KnockoffNets' when it has caught up, or at its end if it never does.
+
+        In the second case the saving is at least so much.
+        """
+        step = self.caught_up if self.caught_up is not None else max(self.curve, default=None)
+        theirs = None if step is None else self.curve_cost[step][unit]
+        mine = self.cost[unit]
+        return None if mine is None or not theirs else 1 - mine / theirs
+
+
+def contests(models: Sequence[Model], attacks: Mapping[str, AttackSetting]) -> list[Contest]:
+    """Return the contests of a run."""
+    found = []
+    for label, setting in attacks.items():
+        if setting.step is not None:
+            continue
+        mine = [model for model in models if model.label == label]
+        steps = {s.step: name for name, s in attacks.items() if s.step is not None and base_label(name) == rival(label)}
+        theirs = {step: [model for model in models if model.label == name] for step, name in sorted(steps.items())}
+        found.append(
+            Contest(
+                label,
+                tuple(model.accuracy for model in mine),
+                _cost(mine, max_iter_of(setting)),
+                {step: tuple(model.accuracy for model in own) for step, own in theirs.items()},
+                {step: _cost(own, step) for step, own in theirs.items()},
+            )
+        )
+    return found
+
+
+def _cost(models: Sequence[Model], step: int) -> tuple[float | None, ...]:
+    passes = [model.passes for model in models if model.passes is not None]
+    seconds = [model.seconds for model in models if model.seconds is not None]
+    return (float(step), *(statistics.fmean(values) if values else None for values in (passes, seconds)))
+
+
+def read(run: Run) -> Findings:
+    """Return where KnockoffNets catches up and what RemovalNet saves, the curves, and the figure."""
+    models = models_of(run.rows)
+    found = contests(models, run.preset.attacks)
+    sheets = {"": Sheet(cells(found), _NOTES), "curves": Sheet(curve_cells(found))}
+    victim = next((model.accuracy for model in models if model.role == "victim"), None)
+    return Findings(sheets, lambda: draw(found, victim))
+
+
+_NOTES = (
+    "saving: 1 - RemovalNet's cost / KnockoffNets' where it first has RemovalNet's mean accuracy; > where it never "
+    "gets there, taken at its end.",
+    "The paper counts iterations. One of RemovalNet's costs more passes than one of KnockoffNets'.",
+)
+
+
+def cells(found: Sequence[Contest]) -> list[list[str]]:
+    """Return a line for each contest."""
+    lines = [
+        [
+            "data",
+            "RemovalNet accuracy %",
+            "KnockoffNets at its end %",
+            "caught up at iteration",
+            *(f"RemovalNet {unit}" for unit in UNITS),
+            *(f"KnockoffNets {unit}" for unit in UNITS),
+            *(f"saving in {unit}" for unit in UNITS),
+        ]
+    ]
+    for contest in found:
+        step, end = contest.caught_up, max(contest.curve, default=None)
+        at = end if step is None else step
+        theirs = (None,) * len(UNITS) if at is None else contest.curve_cost[at]
+        mark = "> " if step is None else ""
+        savings = (contest.saving(unit) for unit in range(len(UNITS)))
+        lines.append(
+            [
+                contest.label,
+                mean_std(contest.accuracy, 2),
+                mean_std(() if end is None else contest.curve[end], 2),
+                "never" if step is None else str(step),
+                *map(_number, contest.cost),
+                *map(_number, theirs),
+                *("-" if saving is None else f"{mark}{100 * saving:.0f}%" for saving in savings),
+            ]
+        )
+    return lines
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+
+
+def curve_cells(found: Sequence[Contest]) -> list[list[str]]:
+    """Return a line for each checkpoint of KnockoffNets."""
+    lines = [["data", *UNITS, "KnockoffNets accuracy %"]]
+    for contest in found:
+        for step, accuracies in contest.curve.items():
+            costs = map(_number, contest.curve_cost[step])
+            lines.append([contest.label, *costs, mean_std(accuracies, 2)])
+    return lines
+
+
+def draw(found: Sequence[Contest], victim: float | None) -> Figure:
+    """Draw KnockoffNets' learning curves over each unit of cost; RemovalNet is a point with a line at its accuracy."""
+    figure = new_figure(12.5, 4.4)
+    panels = figure.subplots(1, len(UNITS), sharey=True)
+    for unit, axes in enumerate(panels):
+        for contest in found:
+            theirs = rival(contest.label)
+            points = [(contest.curve_cost[step][unit], band(values)) for step, values in contest.curve.items()]
+            known = [(x, b) for x, b in points if x is not None and b is not None]
+            x = [place for place, _ in known]
+            colour, marker = colour_of(theirs), marker_of(theirs)
+            axes.plot(
+                x, [b.mean for _, b in known], color=colour, marker=marker, markersize=3.5, label=theirs, gid=theirs
+            )
+            axes.fill_between(
+                x, [b.low for _, b in known], [b.high for _, b in known], color=colour, alpha=0.15, linewidth=0
+            )
+            own, place = band(contest.accuracy), contest.cost[unit]
+            if own is not None:
+                mine = colour_of(contest.label)
+                axes.axhline(own.mean, color=mine, linestyle="--", linewidth=1)
+                if place is not None:
+                    point = {"color": mine, "marker": "*", "markersize": 11, "linestyle": "none"}
+                    axes.plot([place], [own.mean], label=contest.label, gid=contest.label, **point)
+        if victim is not None:
+            axes.axhline(victim, color=colour_of("Victim"), linestyle=":", linewidth=1, label="Victim")
+        axes.set_xlabel(UNITS[unit], fontsize=8)
+    panels[0].set_ylabel("accuracy %", fontsize=8)
+    tidy(panels)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right center", fontsize=8, frameon=False)
+    figure.supxlabel(
+        "stars: RemovalNet's cost, dashed: its mean accuracy; dotted: the victim; bands: least to greatest over seeds",
+        fontsize=8,
+        color="#555555",
+    )
+    return figure
+
+
+FIG7 = Experiment("KnockoffNets against RemovalNet: accuracy over cost", plan, read)
