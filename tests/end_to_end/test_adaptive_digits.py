@@ -39,11 +39,20 @@ def test_order_scale_and_noise_hide_nothing(digits: Setting) -> None:
     moved = FeaturePermutationAttack(victim, rescale=100.0).generate(data.x_apart)
     assert (moved.predict(data.x_test).argmax(1) == victim.predict(data.x_test).argmax(1)).all()
     assert verifier.score(moved)["WA"] > 1 - 1e-5
-    row = [("WeightNoiseAttack", {"strength": 0.5, "nb_epochs": 20}), ("FeaturePermutationAttack", {"rescale": 10.0})]
+    row: list[tuple[str, dict[str, Any]]] = [
+        ("WeightNoiseAttack", {"strength": 0.5, "nb_epochs": 20}),
+        ("FeaturePermutationAttack", {"rescale": 10.0}),
+    ]
     noised = CompositeAttack(victim, row, hflip=False).generate(data.x_apart)
     assert accuracy(noised, data) > accuracy(victim, data) - 0.02
     assert verifier.score(noised)["WA"] > 0.8
     assert verifier.verify(noised).derived is True
+    row[0] = ("WeightNoiseAttack", {"strength": 2.0, "nb_epochs": 60})
+    strong = CompositeAttack(victim, row, hflip=False).generate(data.x_apart)
+    whole = WeightAlignmentVerifier(victim, sketch_size=None)  # a sketch is too little to match these
+    whole.extract(data.x_train[:1])
+    assert accuracy(strong, data) > accuracy(victim, data) - 0.06
+    assert whole.verify(strong).derived is True
     broken = WeightNoiseAttack(victim, 1.0).generate(data.x_apart)
     assert accuracy(broken, data) < 0.6  # what noise costs that training does not repair
     assert verifier.verify(broken).derived is True
