@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= runs/digits
+# One process for each core, up to four; the tests of a file share what they set up.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test test-slow lint bench constraints clean
 
@@ -9,10 +11,10 @@ demo: .venv/ready
 	$(BIN)/art-fingerprint bench --preset digits --out $(DEMO)
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: .venv/ready
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 lint: .venv/ready
 	$(BIN)/ruff check .
