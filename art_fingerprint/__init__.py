@@ -11,10 +11,14 @@ from typing import Any
 from art_fingerprint._version import __version__
 
 _EXPORTS = {
+    "AKHVerifier": "verifiers",
     "AdversarialFineTuningAttack": "attacks",
+    "CommitteeVerifier": "verifiers",
     "CompositeAttack": "attacks",
+    "DatasetInferenceVerifier": "verifiers",
     "DeepJudgeVerifier": "verifiers",
     "DistillationAttack": "attacks",
+    "FBIVerifier": "verifiers",
     "FeaturePermutationAttack": "attacks",
     "FinePruningAttack": "attacks",
     "FineTuningAttack": "attacks",
@@ -30,8 +34,11 @@ _EXPORTS = {
     "RemovalNetAttack": "attacks",
     "RetrainingAttack": "attacks",
     "RobustnessVerifier": "verifiers",
+    "SACVerifier": "verifiers",
     "Verdict": "verifiers",
     "Verifier": "verifiers",
+    "WeightAlignmentVerifier": "verifiers",
+    "WeightNoiseAttack": "attacks",
     "WeightPruningAttack": "attacks",
     "WeightQuantizationAttack": "attacks",
     "WeightShiftingAttack": "attacks",

@@ -47,6 +47,8 @@ def attack(arguments: argparse.Namespace) -> None:
 def extract(arguments: argparse.Namespace) -> None:
     """Extract a fingerprint, calibrate it where references are given, and write it."""
     kind = verifier_class(arguments.verifier)
+    if issubclass(kind, verifiers.CommitteeVerifier):
+        raise InvalidInputError("A committee has no fingerprint of its own to extract: extract those of its members.")
     victim, x, y = _victim(arguments)
     parameters = {"verbose": not arguments.quiet, **arguments.set, "seed": arguments.seed}
     check_parameters(kind, parameters)

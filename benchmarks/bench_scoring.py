@@ -21,8 +21,6 @@ Run as ``python benchmarks/bench_scoring.py``; ``--seconds 1 --images 2`` for a 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -35,6 +33,7 @@ import torch
 import torch.nn.functional as F
 from art.estimators.classification import PyTorchClassifier
 from digits_cnn import digits
+from memory import keep_freed_memory
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -210,13 +209,6 @@ def memory(setting: Setting) -> None:
             f"  batches of {batch_size:>3} ({batch_size * image / 2**20:.2f} MiB of images): largest tensor "
             f"{largest.size / 2**20:.2f} MiB, the process grows by {grown} at most"
         )
-
-
-def keep_freed_memory() -> None:
-    """Start this script anew with glibc told not to give memory back to the system, unless somebody has told it."""
-    settings = {"MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_MMAP_THRESHOLD_": "4294967296"}
-    if sys.platform == "linux" and not set(settings) & set(os.environ):
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **settings})
 
 
 def main() -> None:

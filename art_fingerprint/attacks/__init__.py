@@ -14,6 +14,7 @@ from art_fingerprint.attacks.logit_distillation import LogitDistillationAttack
 from art_fingerprint.attacks.regularization import RegularizationAttack
 from art_fingerprint.attacks.removalnet import RemovalNetAttack
 from art_fingerprint.attacks.retraining import RetrainingAttack
+from art_fingerprint.attacks.weight_noise import WeightNoiseAttack
 from art_fingerprint.attacks.weight_pruning import WeightPruningAttack
 from art_fingerprint.attacks.weight_quantization import WeightQuantizationAttack
 from art_fingerprint.attacks.weight_shifting import WeightShiftingAttack
@@ -33,6 +34,7 @@ __all__ = [
     "RemovalAttack",
     "RemovalNetAttack",
     "RetrainingAttack",
+    "WeightNoiseAttack",
     "WeightPruningAttack",
     "WeightQuantizationAttack",
     "WeightShiftingAttack",

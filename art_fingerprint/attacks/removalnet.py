@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from art_fingerprint.attacks import removalnet_terms as terms
 from art_fingerprint.attacks.base import RemovalAttack, SubstituteSet, SurrogateCallback
+from art_fingerprint.attacks.removalnet_adaptive import check_adaptive_data
+from art_fingerprint.attacks.removalnet_checks import check_parameters
 from art_fingerprint.attacks.removalnet_cost import passes_of_a_sample, passes_of_judgements
 from art_fingerprint.attacks.removalnet_keep_best import BestIterate, held_back_rows
 from art_fingerprint.attacks.removalnet_presets import preset_row
-from art_fingerprint.attacks.removalnet_run import RemovalNetRun, check_start
-from art_fingerprint.core.checks import check_choice, check_flag, check_number, check_sequence
+from art_fingerprint.attacks.removalnet_run import RemovalNetRun
 from art_fingerprint.core.classifier import network_of
 from art_fingerprint.core.outputs import OutputKind
 from art_fingerprint.core.seeding import derive_seed, numpy_generator
@@ -48,7 +49,11 @@ class RemovalNetAttack(RemovalAttack):
     evaluation mode; one head pass in training mode, not two (``reference_double_pass``); a remainder batch of one is
     dropped.
 
-    Shape: ``generate(x)`` with x ``(n, C, H, W)`` float32 in ``clip_values``; labels are not used.
+    Two further terms of the step, both off, are ours (:mod:`.removalnet_adaptive`): + ``weight_repulsion``
+    mean max(0, cos(w_i, v_i)) over filters w_i and the victim's v_i; + ``error_repair`` CE(f(x), true label) where the
+    victim is wrong.
+
+    Shape: ``generate(x)`` with x ``(n, C, H, W)`` float32 in ``clip_values``; y is used by ``error_repair`` alone.
 
     Cost of an iteration, head h and tail t in forward samples: 2(h+t) + ``inner_steps`` t forward, (h+t) full backward
     and ``inner_steps`` t backward to z, 4h + (4 + 2 ``inner_steps``) t in all; once: n victim queries (2n with flips).
@@ -107,6 +112,10 @@ class RemovalNetAttack(RemovalAttack):
         one warning where it is impossible. Measured without gain on a CPU.
     :param require_single_tensor: Refuse layers inside a branch, whose tail needs more than z.
     :param allow_degenerate: Accept a substitute set that the victim puts into one class.
+    :param weight_repulsion: Weight of the similarity between the surrogate's filters and the victim's, >= 0; against
+        verifiers that compare weights. No passes. 0 skips it.
+    :param error_repair: Weight of the cross-entropy to y on the samples that the victim gets wrong, >= 0; against
+        verifiers that compare errors. Larger than ``gamma``, or the victim's label wins. Needs y. 0 skips it.
     :param callback: ``callback(step, surrogate, losses)``.
     :param callback_interval: Steps between two calls.
     :param seed: Seed.
@@ -153,6 +162,8 @@ class RemovalNetAttack(RemovalAttack):
         "compile",
         "require_single_tensor",
         "allow_degenerate",
+        "weight_repulsion",
+        "error_repair",
     ]
 
     def __init__(
@@ -197,6 +208,8 @@ class RemovalNetAttack(RemovalAttack):
         compile: bool = False,
         require_single_tensor: bool = False,
         allow_degenerate: bool = False,
+        weight_repulsion: float = 0.0,
+        error_repair: float = 0.0,
         callback: SurrogateCallback | None = None,
         callback_interval: int = 100,
         seed: int = 0,
@@ -249,43 +262,13 @@ class RemovalNetAttack(RemovalAttack):
         self.compile = compile
         self.require_single_tensor = require_single_tensor
         self.allow_degenerate = allow_degenerate
+        self.weight_repulsion = weight_repulsion
+        self.error_repair = error_repair
         self._check_params()
 
     def _check_params(self) -> None:
         super()._check_params()
-        if self.layer is not None and (isinstance(self.layer, bool) or not isinstance(self.layer, str | int)):
-            raise InvalidInputError(f"`layer` must be a layer name, a stage number or None, got {self.layer!r}.")
-        for name in ("alpha", "beta", "gamma", "inner_lr", "log_weight", "learning_rate", "momentum", "weight_decay"):
-            check_number(name, getattr(self, name), 0)
-        if self.alpha == self.beta == self.gamma == 0:
-            raise InvalidInputError("`alpha`, `beta` and `gamma` are all 0: nothing would be optimised.")
-        check_number("temperature", self.temperature, 0, open_low=True)
-        check_number("inner_steps", self.inner_steps, 0, integer=True)
-        check_number("shuffle_ratio", self.shuffle_ratio, 0, 1)
-        for name, options in terms.CHOICES.items():
-            check_choice(name, getattr(self, name), options)
-        self.grid = check_sequence("grid", self.grid)
-        for weight in self.grid:
-            check_number("grid", weight, 0, 1, open_low=True)
-        if not self.grid or list(self.grid) != sorted(set(self.grid)):
-            raise InvalidInputError(f"`grid` must hold ascending weights in (0, 1], got {self.grid!r}.")
-        check_number("lr_horizon", self.lr_horizon, 1)
-        check_number("max_iter", self.max_iter, 1, integer=True)
-        if self.subset_ratio is not None:
-            check_number("subset_ratio", self.subset_ratio, 0, 1, open_low=True)
-        check_number("bn_recalibrate", self.bn_recalibrate, 0, integer=True)
-        if self.keep_best is not None:
-            check_number("keep_best", self.keep_best, 0, 0.5, open_low=True)
-        check_number("min_agreement", self.min_agreement, 0, 1)
-        if self.patience is not None:
-            check_number("patience", self.patience, 1, integer=True)
-            if self.keep_best is None:
-                raise InvalidInputError("`patience` counts the judgements of `keep_best`; set that too.")
-        flags = ("shuffle_skip_prefix", "reference_double_pass", "compile", "require_single_tensor", "allow_degenerate")
-        for name in flags:
-            check_flag(name, getattr(self, name))
-        if self.surrogate is not None:
-            check_start(self.surrogate, self.estimator)
+        check_parameters(self)
 
     @classmethod
     def from_preset(cls, classifier: PyTorchClassifier, name: str, **overrides: Any) -> RemovalNetAttack:
@@ -323,6 +306,7 @@ class RemovalNetAttack(RemovalAttack):
                 )
             if len(data.x) >= self.batch_size:
                 check_batches(len(trained), self.batch_size, network)
+        check_adaptive_data(self, data)
         data.victim.kind = self.output
         data.check_classes(self.estimator.nb_classes, self.allow_degenerate)
 

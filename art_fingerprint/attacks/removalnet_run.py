@@ -14,6 +14,7 @@ from torch import Tensor
 
 from art_fingerprint.attacks import removalnet_terms as terms
 from art_fingerprint.attacks.base import SubstituteSet
+from art_fingerprint.attacks.removalnet_adaptive import AdaptiveTerms
 from art_fingerprint.core.classifier import LogitsNetwork
 from art_fingerprint.core.cut import LayerCut
 from art_fingerprint.core.frozen_cut import FrozenCut
@@ -80,6 +81,7 @@ class RemovalNetRun:
             data.cost.watch_cut("victim", self.victim_cut, example)
         self.trainable = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         self.labels_of = data.victim_labels_of
+        self.adaptive = AdaptiveTerms(attack, self.network, data)
         self._check_latent(example, self.labels_of(sample))
         self.compiled = attack.compile and bool(attack.beta) and self._compile(data.example(batch_size).x)
         self.steps = 0
@@ -179,7 +181,8 @@ class RemovalNetRun:
             found["latent"] = attack.beta * F.mse_loss(z, latent_target)
         if attack.gamma:
             found["ce"] = attack.gamma * F.cross_entropy(logits, y)
-        if set(found) == {"latent"}:  # the gradient starts at the latent, where the account cannot see it
+        found |= self.adaptive.losses(logits, y, batch)
+        if set(found) <= {"latent", "repulsion"}:  # the gradient starts at the latent, where the account cannot see it
             self.cost.add("surrogate", "backward", len(z))
         return found
 
@@ -241,4 +244,5 @@ class RemovalNetRun:
             "learning_rate": attack.scaled_learning_rate(),
             "losses": losses,
             "ilbs_unmet_share": float(self.unmet) / self.steps if self.steps else None,
+            **self.adaptive.report(),
         }

@@ -44,6 +44,8 @@ class SupervisedAttack(RemovalAttack):
         "use_victim_labels",
     ]
     nb_epochs: int | None = None
+    #: Fewest epochs; 0 in an attack that need not train.
+    fewest_epochs = 1
 
     def __init__(
         self,
@@ -87,7 +89,7 @@ class SupervisedAttack(RemovalAttack):
         for name in ("learning_rate", "lr_jitter", "momentum", "weight_decay", "linear_l2"):
             check_number(name, getattr(self, name), 0)
         if self.nb_epochs is not None:
-            check_number("nb_epochs", self.nb_epochs, 1, integer=True)
+            check_number("nb_epochs", self.nb_epochs, self.fewest_epochs, integer=True)
         if self.nb_epochs is None or self.max_iter is not None:
             check_number("max_iter", self.max_iter, 1, integer=True)
         check_flag("use_victim_labels", self.use_victim_labels)

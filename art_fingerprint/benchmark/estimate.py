@@ -79,11 +79,18 @@ def _suspect_passes(bench: Workbench, suspect: Suspect, names: Collection[str]) 
 
 
 def _made(bench: Workbench, suspect: Suspect) -> float:
-    preset, data = bench.preset, bench.data
+    preset = bench.preset
     if suspect.role == "negative":
         return _trained(preset.negative_recipe)
     if suspect.role != "surrogate":
         return _trained(preset.victim_recipe)
+    if suspect.label not in bench.expected:
+        bench.expected[suspect.label] = _attacked(bench, suspect)
+    return bench.expected[suspect.label]
+
+
+def _attacked(bench: Workbench, suspect: Suspect) -> float:
+    preset, data = bench.preset, bench.data
     setting = preset.attacks[suspect.label]
     size = len(data.x_apart if setting.source == "apart" else data.x_train)
     share = share_of_source(data, setting.source, preset.subset_ratio, setting.ratio)

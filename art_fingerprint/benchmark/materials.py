@@ -1,9 +1,10 @@
-"""What a plan names, as objects: data sets, the attacker's part of them, and parameters as data."""
+"""What a plan is about: data sets, the attacker's part of them, suspects and parameters as data."""
 
 from __future__ import annotations
 
 import functools
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,12 +13,17 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_fingerprint.benchmark.plan import architecture_name
 from art_fingerprint.core.parameters import as_json
+from art_fingerprint.evaluation.robustness import robustness
 from art_fingerprint.exceptions import InvalidInputError
+from art_fingerprint.verifiers.base import Verifier
 from art_fingerprint.zoo.datasets import Dataset, load_dataset
 from art_fingerprint.zoo.lazy_batches import labels_in_chunks
 from art_fingerprint.zoo.lazy_images import LazyImages
 from art_fingerprint.zoo.loading import load_object
+from art_fingerprint.zoo.preset import Preset
 from art_fingerprint.zoo.substitutes import select_substitute
+
+logger = logging.getLogger(__name__)
 
 _OWNERS_IMAGES = 5000
 
@@ -44,11 +50,19 @@ def dataset(name: str, options: str = "{}") -> Dataset:
     return found
 
 
-def owners_data(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return what fingerprints are extracted from: the training set, or 5000 of its images if they are on disk."""
+def owners_data(data: Dataset, kind: type[Verifier]) -> tuple[np.ndarray, ...]:
+    """Return what a verifier extracts from, as arguments of its ``extract``.
+
+    Training images and labels; test images for a verifier that looks for the victim's errors; both for one that holds
+    them against each other. Of images on disk 5000.
+    """
+    held_out = (data.x_test, data.y_test)
+    if kind.extraction_data == "held-out":
+        return held_out
     x, y = data.x_train, data.y_train
-    # every stretch of a part is a fair sample of it
-    return (x[:_OWNERS_IMAGES], y[:_OWNERS_IMAGES]) if isinstance(x, LazyImages) else (x, y)
+    if isinstance(x, LazyImages):  # every stretch of a part is a fair sample of it
+        x, y = x[:_OWNERS_IMAGES], y[:_OWNERS_IMAGES]
+    return (x, y, *held_out) if kind.extraction_data == "training" else (x, y)
 
 
 def substitute_data(
@@ -86,3 +100,15 @@ def share_of_source(data: Dataset, source: str, subset_ratio: float, ratio: floa
             f"`ratio`={ratio} of {len(data.x_train)} training images is more than the {len(data.x_apart)} held apart."
         )
     return share
+
+
+def robustness_of(model: PyTorchClassifier, data: Dataset, preset: Preset) -> dict[str, Any]:
+    """Attack a model with its own examples. An attack that fails is missed in the rows, and ends nothing."""
+    x, y = data.x_test[: preset.nb_robustness], data.y_test[: preset.nb_robustness]
+    found = {}
+    for name, params in preset.robustness.items():
+        try:
+            found[name] = robustness(model, x, y, name, **params).to_dict()
+        except InvalidInputError as error:
+            logger.warning("%s failed on a model of %s: %s", name, preset.name, error)
+    return found

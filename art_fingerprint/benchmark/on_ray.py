@@ -27,26 +27,10 @@ class RayExecutor:
     """
 
     def __init__(self, job: Job, address: str | None = None) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise MissingDependencyError(
-                "The executor 'ray' needs Ray: python -m pip install 'art-fingerprint[ray]'."
-            ) from error
-        self._ray = ray
-        self._ours = not ray.is_initialized()
-        if self._ours:
-            options: dict[str, Any] = (
-                {"address": address} if address else {"num_cpus": job.nb_workers * job.most_threads}
-            )
-            if not address:
-                options["include_dashboard"] = False
-            try:
-                ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-            except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-                raise InvalidInputError(f"Ray cannot be reached at {address or 'this machine'}: {error}") from error
+        self._ray = ray = _import_ray()
+        self._ours = _connect(ray, address, None if address else job.nb_workers * job.most_threads)
         resources = ray.cluster_resources()
-        gpus = int(resources.get("GPU", 0)) if job.device_type == "gpu" else 0
+        gpus = int(resources.get("GPU", 0)) if job.cuda else 0
         cpus = int(resources.get("CPU", 1))
         self._slots = _PER_WORKER * max(1, gpus or (cpus // job.most_threads if address else job.nb_workers))
         # Workers find the modules that this process finds: a plan may name networks of the current folder.
@@ -90,6 +74,43 @@ class RayExecutor:
         self._running.clear()
         if self._ours:
             self._ray.shutdown()
+
+
+def cluster_has_gpus(address: str) -> bool:
+    """Tell whether a cluster has GPUs, which this process may lack.
+
+    :raises MissingDependencyError: Ray is not installed.
+    :raises InvalidInputError: there is no cluster at the address.
+    """
+    ray = _import_ray()
+    ours = _connect(ray, address, None)
+    try:
+        return bool(ray.cluster_resources().get("GPU", 0) >= 1)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingDependencyError(
+            "The executor 'ray' needs Ray: python -m pip install 'art-fingerprint[ray]'."
+        ) from error
+    return ray
+
+
+def _connect(ray: Any, address: str | None, nb_cpus: int | None) -> bool:
+    """Connect to a cluster, or start Ray on this machine, unless this process has one. Return whether it was we."""
+    if ray.is_initialized():
+        return False
+    options: dict[str, Any] = {"address": address} if address else {"num_cpus": nb_cpus, "include_dashboard": False}
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        raise InvalidInputError(f"Ray cannot be reached at {address or 'this machine'}: {error}") from error
+    return True
 
 
 def _work(job: Job, task: Task) -> tuple[list[Row], str | None, bool]:

@@ -86,7 +86,8 @@ class ProcessExecutor:
         self._workers[index] = self._start(index)
         how = f"exit status {code}"
         if code is not None and code < 0:
-            how = f"signal {signal.Signals(-code).name}" + ", short of memory?" * (code == -signal.SIGKILL)
+            name = signal.Signals(-code).name
+            how = f"signal {name}" + ", short of memory?" * (name == "SIGKILL")
         return Event(task, error=f"the worker process died ({how})", died=True)
 
     def _start(self, index: int) -> _Worker:

@@ -48,7 +48,8 @@ class Bench:
     :param plan: What to run.
     :param folder: Where rows, models and fingerprints go.
     :param executor: ``"serial"``, ``"process"`` (workers on this machine) or ``"ray"`` (extra ``ray``).
-    :param workers: Number of workers; ``None``: one for each GPU, else as many as the cores have room for.
+    :param workers: Number of workers on this machine; ``None``: one for each GPU, else as many as the cores have room
+        for.
     :param ray_address: Address of a Ray cluster; ``None`` starts Ray on this machine.
     :param device_type: ``"gpu"`` (CUDA where there is one) or ``"cpu"``.
     :param verbose: Show a progress bar.
@@ -78,15 +79,24 @@ class Bench:
         self.ray_address = ray_address
         self.device_type = device_type
         self.verbose = verbose
-        self.benches = {p.name: Workbench(p, self.folder, plan.seeds, device_type) for p in plan.presets}
+        self._cuda = self._has_cuda()
+        self.benches = {p.name: Workbench(p, self.folder, plan.seeds, device_type, self._cuda) for p in plan.presets}
         for bench in self.benches.values():
             bench.check()
         self.workers = 1 if executor == "serial" else workers or self._default_workers()
         if executor != "serial":
             self._check_sendable()
 
+    def _has_cuda(self) -> bool:
+        """Tell whether the work is done on CUDA: on a cluster, that is not for this process to say."""
+        if self.device_type == "gpu" and self.ray_address is not None:
+            from art_fingerprint.benchmark.on_ray import cluster_has_gpus
+
+            return cluster_has_gpus(self.ray_address)
+        return self.device_type == "gpu" and torch.cuda.is_available()
+
     def _default_workers(self) -> int:
-        if self.device_type == "gpu" and torch.cuda.is_available():
+        if self._cuda and self.ray_address is None:
             return torch.cuda.device_count()
         return max(1, nb_cores() // max(preset.threads or 1 for preset in self.plan.presets))
 
@@ -126,7 +136,7 @@ class Bench:
     def _executor(self) -> Executor:
         serial = self.executor == "serial"
         threads = torch.get_num_threads() if serial else max(1, nb_cores() // self.workers)
-        job = Job(self.plan, str(self.folder.resolve()), self.device_type, self.workers, threads)
+        job = Job(self.plan, str(self.folder.resolve()), self.device_type, self._cuda, self.workers, threads)
         if serial:
             return SerialExecutor(job)
         if self.executor == "process":

@@ -12,7 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +118,6 @@ class Store:
         self._read_bytes = 0
         self._read_lines = 0
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["folder"])  # type: ignore[misc]
-
     # ------------------------------------------------------------------ rows
     @property
     def rows_path(self) -> Path:
@@ -209,13 +203,11 @@ class Store:
 
     def _sweep(self) -> None:
         """Delete what killed runs left half-written; a file that is being written now is younger."""
-        for part in (self.folder, self.models, self.fingerprints, self._facts):
-            for path in part.glob(".*.*"):
-                try:
+        for pattern in (f".{PLAN}.*", "models/.*.safetensors.*", "fingerprints/.*.safetensors.*", "facts/.*.json.*"):
+            for path in self.folder.glob(pattern):
+                with suppress(FileNotFoundError):  # swept by another run
                     if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
                         path.unlink()
-                except FileNotFoundError:  # swept by another run
-                    pass
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -54,6 +54,7 @@ class Job:
     :ivar plan: The plan.
     :ivar folder: Folder of the run, the same files for every worker.
     :ivar device_type: ``"gpu"`` or ``"cpu"``.
+    :ivar cuda: Whether the workers have CUDA.
     :ivar nb_workers: Number of workers.
     :ivar default_threads: CPU threads of a worker, where a victim's preset does not say how many.
     :ivar token: Tells jobs apart.
@@ -62,6 +63,7 @@ class Job:
     plan: Plan
     folder: str
     device_type: str
+    cuda: bool = False
     nb_workers: int = 1
     default_threads: int = 1
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -132,7 +134,8 @@ class Hands:
         """Return the workbench of one victim; that of another is let go."""
         if preset not in self._benches:
             (chosen,) = (p for p in self.job.plan.presets if p.name == preset)
-            self._benches = {preset: Workbench(chosen, self.store, self.job.plan.seeds, self.job.device_type)}
+            job = self.job
+            self._benches = {preset: Workbench(chosen, self.store, job.plan.seeds, job.device_type, job.cuda)}
         return self._benches[preset]
 
     def work(self, task: Task) -> Generator[Row, None, str | None]:

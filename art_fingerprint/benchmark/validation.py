@@ -20,6 +20,7 @@ from art_fingerprint.zoo.loading import attack_class, check_parameters, verifier
 from art_fingerprint.zoo.presets import AttackSetting, Preset
 from art_fingerprint.zoo.recipes import Recipe
 
+RESERVED_LABELS = ("Victim", "Reference", "Negative")
 _CALIBRATION = ("rule", "alpha", "confidence", "false_positive_rate")
 
 
@@ -41,6 +42,8 @@ def check_preset(preset: Preset, classifier: PyTorchClassifier) -> None:
     if not preset.verifiers:
         raise InvalidInputError(f"{victim} has no verifiers.")
     for label, setting in preset.attacks.items():
+        if label in RESERVED_LABELS:
+            raise InvalidInputError(f"{victim} has an attack {label!r}: rows of this name are those of other models.")
         with saying(f"{victim}, attack {label!r}"):
             kind = attack_class(setting.attack)
             check_parameters(kind, setting.params)

@@ -16,7 +16,7 @@ import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
 from art_fingerprint.attacks import RemovalAttack
-from art_fingerprint.benchmark.materials import dataset, owners_data, plain, substitute_data
+from art_fingerprint.benchmark.materials import dataset, owners_data, plain, robustness_of, substitute_data
 from art_fingerprint.benchmark.plan import Factory, architecture_name, load_architecture, saying
 from art_fingerprint.benchmark.store import ADDED_KEYS, KEYS, Store, cell_key
 from art_fingerprint.benchmark.suspects import Suspect, derive, derive_checkpoints, reason_of
@@ -26,8 +26,7 @@ from art_fingerprint.core.parameters import as_json
 from art_fingerprint.core.seeding import derive_seed, forked_random_state
 from art_fingerprint.core.versions import versions
 from art_fingerprint.evaluation.fidelity import accuracy_drop, predicted_labels
-from art_fingerprint.evaluation.robustness import robustness
-from art_fingerprint.exceptions import AccessError, IncompatibleSuspectError, InvalidInputError, StoreError
+from art_fingerprint.exceptions import AccessError, IncompatibleSuspectError, StoreError
 from art_fingerprint.verifiers.base import Verifier
 from art_fingerprint.zoo.loading import attack_class, verifier_class
 from art_fingerprint.zoo.presets import AttackSetting, Preset
@@ -47,11 +46,18 @@ class Workbench:
     :param store: Folder of the run, or its path while nothing is written yet.
     :param seeds: Seeds of the attacks.
     :param device_type: ``"gpu"`` (CUDA where there is one) or ``"cpu"``.
+    :param cuda: Whether models are made on CUDA, which changes their digests; ``None``: as in this process.
+    :ivar expected: Expected passes of each attack, kept here since some of them cost passes to find out.
     :raises InvalidInputError: the data set or the architecture cannot be had.
     """
 
     def __init__(
-        self, preset: Preset, store: Store | str | os.PathLike[str], seeds: Collection[int], device_type: str = "gpu"
+        self,
+        preset: Preset,
+        store: Store | str | os.PathLike[str],
+        seeds: Collection[int],
+        device_type: str = "gpu",
+        cuda: bool | None = None,
     ) -> None:
         self.preset = preset
         self.seeds = tuple(seeds)
@@ -70,8 +76,9 @@ class Workbench:
             "data": self.data.digest,
             "architecture": [architecture_name(self._architecture), str(network_of(untrained))],
             "versions": versions(),
-            "device": untrained.device.type,
+            "device": untrained.device.type if cuda is None else "cuda" if cuda else "cpu",
         }
+        self.expected: dict[str, float] = {}
         self._verifiers: dict[str, Verifier] = {}
         self._references: list[PyTorchClassifier] = []
 
@@ -258,7 +265,7 @@ class Workbench:
             fingerprint = self.store.load_fingerprint(key)
             if fingerprint is None:
                 verifier = self.judge(name, self.victim)
-                fingerprint = verifier.extract(*owners_data(self.data))
+                fingerprint = verifier.extract(*owners_data(self.data, kind))
                 verifier.calibrate(self._reference_models(), **self.preset.calibration)
                 self.store.save_fingerprint(key, fingerprint)
             self._verifiers[name] = kind.from_fingerprint(fingerprint)
@@ -332,7 +339,7 @@ class Workbench:
                 "accuracy": accuracy,
                 "accuracy_drop": accuracy_drop(float((self._victim_labels == truth).mean()), accuracy),
                 "agreement": float((labels == self._victim_labels).mean()),
-                "robustness": self._robustness(suspect, model),
+                "robustness": robustness_of(model, self.data, self.preset),
             }
             self.store.save_facts(key, facts)
         return facts
@@ -340,17 +347,6 @@ class Workbench:
     @functools.cached_property
     def _victim_labels(self) -> np.ndarray:
         return predicted_labels(self.victim, self.data.x_test)
-
-    def _robustness(self, suspect: Suspect, model: PyTorchClassifier) -> dict[str, Any]:
-        """Attack a model with its own examples. An attack that fails is missed in the rows, and ends nothing."""
-        x, y = (array[: self.preset.nb_robustness] for array in (self.data.x_test, self.data.y_test))
-        found = {}
-        for name, params in self.preset.robustness.items():
-            try:
-                found[name] = robustness(model, x, y, name, **params).to_dict()
-            except InvalidInputError:
-                logger.exception("%s on %s seed %d failed", name, suspect.label, suspect.seed)
-        return found
 
     def _score(self, suspect: Suspect, name: str, model: PyTorchClassifier) -> Row:
         started = time.perf_counter()

@@ -38,12 +38,13 @@ _ZERO_KEEPING = frozenset(
     )
 )
 _ZERO_MOVING = frozenset(("sigmoid", "hardsigmoid", "softplus", "logsigmoid", "exp", "clamp"))
-_SPATIAL = frozenset(
+VALUEWISE = _ZERO_KEEPING | _ZERO_MOVING
+SPATIAL = frozenset(
     f"{kind}_pool{rank}d" for kind in ("max", "avg", "lp", "adaptive_avg", "adaptive_max") for rank in (1, 2, 3)
 ) | {"interpolate", "pad"}
-_RESHAPES = frozenset(("flatten", "view", "reshape", "squeeze"))
-_REDUCTIONS = frozenset(("mean", "sum", "amax"))
-_CONVOLUTIONS = frozenset(("conv1d", "conv2d", "conv3d"))
+RESHAPES = frozenset(("flatten", "view", "reshape", "squeeze"))
+REDUCTIONS = frozenset(("mean", "sum", "amax"))
+CONVOLUTIONS = frozenset(("conv1d", "conv2d", "conv3d"))
 # What may be asked of a tensor without reading its values.
 _QUESTIONS = frozenset(
     ("__get__", "__len__", "size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous")
@@ -111,7 +112,7 @@ def find_chains(network: nn.Module, example: Tensor) -> list[ChannelChain]:
     :param network: The network; it is run in evaluation mode.
     :param example: Preprocessed inputs ``(B, ...)``.
     """
-    tape = _Tape(network)
+    tape = Tape(network)
     tape.record(network, example[:1])
     chains = []
     for call in tape.calls:
@@ -133,7 +134,7 @@ def chain_from(network: nn.Module, layer: str, example: Tensor) -> tuple[Channel
     :param layer: Dotted name of a layer that is called once and returns one tensor.
     :raises LayerNotFoundError: no such layer.
     """
-    tape = _Tape(network)
+    tape = Tape(network)
     seen: list[Tensor] = []
     marks: list[int] = []
 
@@ -170,7 +171,7 @@ def permute_chain(network: nn.Module, chain: ChannelChain, order: Tensor) -> Non
 
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
     """One call of a torch function. Holds its tensors, so that none of their ids is given away a second time."""
 
     name: str
@@ -193,7 +194,7 @@ class _Place:
     channels: int
 
 
-class _Tape(TorchFunctionMode):
+class Tape(TorchFunctionMode):
     """Writes down a forward pass: values (versions of tensors), and the calls that make and use them."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -202,9 +203,9 @@ class _Tape(TorchFunctionMode):
         self._names = {id(tensor): name for name, tensor in owned}
         self._values: dict[int, int] = {}
         self._reads: Counter[str] = Counter()
-        self._users: dict[int, list[_Call]] = defaultdict(list)
+        self._users: dict[int, list[Call]] = defaultdict(list)
         self.shapes: list[torch.Size] = []
-        self.calls: list[_Call] = []
+        self.calls: list[Call] = []
 
     def record(self, network: nn.Module, example: Tensor) -> None:
         with evaluating(network):
@@ -228,7 +229,7 @@ class _Tape(TorchFunctionMode):
         for tensor in found:  # an in-place operation returns its input: a new version of it
             self._values[id(tensor)] = len(self.shapes)
             self.shapes.append(tensor.shape)
-        call = _Call(name, args, kwargs, inputs, [self._values[id(tensor)] for tensor in found], result)
+        call = Call(name, args, kwargs, inputs, [self._values[id(tensor)] for tensor in found], result)
         self.calls.append(call)
         for value in set(inputs):
             self._users[value].append(call)
@@ -239,10 +240,14 @@ class _Tape(TorchFunctionMode):
             self.shapes.append(tensor.shape)
         return self._values[id(tensor)]
 
+    def name_of(self, tensor: Tensor) -> str | None:
+        """Return the name of a tensor that the network owns."""
+        return self._names.get(id(tensor))
+
     # ------------------------------------------------------------------ chains
-    def writer(self, call: _Call) -> tuple[str, int, int, int, tuple[ChannelSlice, ...]] | None:
+    def writer(self, call: Call) -> tuple[str, int, int, int, tuple[ChannelSlice, ...]] | None:
         """Return (weight, value, channels, axis, slices) of a call that may begin a chain."""
-        convolution = call.name in _CONVOLUTIONS
+        convolution = call.name in CONVOLUTIONS
         if not convolution and call.name != "linear":
             return None
         weight = call.argument(1, "weight")
@@ -263,7 +268,7 @@ class _Tape(TorchFunctionMode):
         while waiting:
             value, place = waiting.pop()
             for call in self._users[value]:
-                if call.name in _CONVOLUTIONS or call.name == "linear":
+                if call.name in CONVOLUTIONS or call.name == "linear":
                     reader = self._reader(call, value, place)
                     if reader is not None:
                         read.append(reader)
@@ -287,7 +292,7 @@ class _Tape(TorchFunctionMode):
             return None
         return tuple(ChannelSlice(self._names[id(tensor)], role, axis, block) for role, tensor, axis in given)
 
-    def _reader(self, call: _Call, value: int, place: _Place) -> ChannelSlice | None:
+    def _reader(self, call: Call, value: int, place: _Place) -> ChannelSlice | None:
         """Return the slice of a weight that mixes all channels of a value."""
         weight = call.argument(1, "weight")
         if call.inputs != [value] or id(weight) not in self._names:
@@ -298,7 +303,7 @@ class _Tape(TorchFunctionMode):
             fits = place.axis == 1 and place.block == 1 and call.argument(6, "groups", 1) == 1
         return ChannelSlice(self._names[id(weight)], "weight", 1, place.block) if fits else None
 
-    def _passed(self, call: _Call, value: int, place: _Place) -> tuple[_Place, tuple[ChannelSlice, ...]] | None:
+    def _passed(self, call: Call, value: int, place: _Place) -> tuple[_Place, tuple[ChannelSlice, ...]] | None:
         """Return where the channels are after a call, and what the call holds for each of them."""
         if call.inputs != [value] or len(call.outputs) != 1:
             return None
@@ -308,28 +313,28 @@ class _Tape(TorchFunctionMode):
             return None if slices is None else (place, slices)
         axis: int | None = None
         block = place.block
-        if call.name in _ZERO_KEEPING or call.name in _ZERO_MOVING:
+        if call.name in VALUEWISE:
             axis = place.axis
-        elif call.name in _SPATIAL:
+        elif call.name in SPATIAL:
             axis = 1 if place.axis == 1 and len(after) == len(before) and after[:2] == before[:2] else None
-        elif call.name in _RESHAPES:
+        elif call.name in RESHAPES:
             # Row-major, so with everything before the axis as it was, a channel stays one run of entries.
             kept = len(after) > place.axis and after[: place.axis] == before[: place.axis]
             if kept and after[place.axis] % place.channels == 0:
                 axis, block = place.axis, after[place.axis] // place.channels
-        elif call.name in _REDUCTIONS:
-            axis = _reduced(call, len(before), place.axis)
+        elif call.name in REDUCTIONS:
+            axis = reduced(call, len(before), place.axis)
         elif call.name == "__getitem__":
-            axis = _indexed(call.args[1], place.axis)
+            axis = indexed(call.args[1], place.axis)
         return None if axis is None else (_Place(axis, block, place.channels), ())
 
-    def depthwise(self, call: _Call, shape: torch.Size, place: _Place) -> tuple[ChannelSlice, ...] | None:
+    def depthwise(self, call: Call, shape: torch.Size, place: _Place) -> tuple[ChannelSlice, ...] | None:
         weight = call.argument(1, "weight")
         if place != _Place(1, 1, shape[1]) or not call.argument(6, "groups", 1) == shape[1] == weight.shape[0]:
             return None
         return self._slices(("weight", weight, 0), ("bias", call.argument(2, "bias"), 0))
 
-    def batch_norm(self, call: _Call, shape: torch.Size, place: _Place) -> tuple[ChannelSlice, ...] | None:
+    def batch_norm(self, call: Call, shape: torch.Size, place: _Place) -> tuple[ChannelSlice, ...] | None:
         if place.axis != 1:
             return None
         roles = ("running_mean", "running_var", "weight", "bias")
@@ -337,30 +342,30 @@ class _Tape(TorchFunctionMode):
         held = [entry for entry in held if entry[1] is not None]
         return self._slices(*held, block=place.block) if held else ()
 
-    def layer_norm(self, call: _Call, shape: torch.Size, place: _Place) -> tuple[ChannelSlice, ...] | None:
+    def layer_norm(self, call: Call, shape: torch.Size, place: _Place) -> tuple[ChannelSlice, ...] | None:
         if place.axis != len(shape) - 1 or len(call.argument(1, "normalized_shape")) != 1:
             return None
         held = [(role, call.argument(i, role), 0) for i, role in enumerate(("weight", "bias"), 2)]
         held = [entry for entry in held if entry[1] is not None]
         return self._slices(*held, block=place.block) if held else ()
 
-    def prelu(self, call: _Call, shape: torch.Size, place: _Place) -> tuple[ChannelSlice, ...] | None:
+    def prelu(self, call: Call, shape: torch.Size, place: _Place) -> tuple[ChannelSlice, ...] | None:
         weight = call.argument(1, "weight")
         if weight.numel() == 1:
             return ()
         return self._slices(("weight", weight, 0), block=place.block) if place.axis == 1 else None
 
 
-_Carrier = Callable[[_Tape, _Call, torch.Size, _Place], tuple[ChannelSlice, ...] | None]
+_Carrier = Callable[[Tape, Call, torch.Size, _Place], tuple[ChannelSlice, ...] | None]
 _CARRIERS: Mapping[str, _Carrier] = {
-    **dict.fromkeys(_CONVOLUTIONS, _Tape.depthwise),
-    "batch_norm": _Tape.batch_norm,
-    "layer_norm": _Tape.layer_norm,
-    "prelu": _Tape.prelu,
+    **dict.fromkeys(CONVOLUTIONS, Tape.depthwise),
+    "batch_norm": Tape.batch_norm,
+    "layer_norm": Tape.layer_norm,
+    "prelu": Tape.prelu,
 }
 
 
-def _reduced(call: _Call, rank: int, axis: int) -> int | None:
+def reduced(call: Call, rank: int, axis: int) -> int | None:
     """Return the axis after a reduction over others."""
     dims = call.argument(1, "dim")
     dims = (dims,) if isinstance(dims, int) else dims
@@ -372,7 +377,7 @@ def _reduced(call: _Call, rank: int, axis: int) -> int | None:
     return axis if call.argument(2, "keepdim", False) else axis - sum(dim < axis for dim in gone)
 
 
-def _indexed(index: object, axis: int) -> int | None:
+def indexed(index: object, axis: int) -> int | None:
     """Return the axis after plain indexing of the axes before it."""
     items = index if isinstance(index, tuple) else (index,)
     if not all(isinstance(item, int | slice) for item in items) or any(item != slice(None) for item in items[axis:]):

@@ -152,10 +152,16 @@ class Suspect:
 
         That is a mismatch with any label, and gives a warning.
         """
-        labels = labels_of(self.rows(x))
+        return self.as_labels(self.rows(x))
+
+    def as_labels(self, answers: Tensor) -> Tensor:
+        """Turn answers of :meth:`rows` into labels, ``(n,)`` int64, as :meth:`labels` does."""
+        labels = labels_of(answers)
         bad = int((labels < 0).sum())
         if bad:
-            warn_caller(f"The suspect answered {bad} of {len(x)} probes with NaN or infinity: counted as mismatches.")
+            warn_caller(
+                f"The suspect answered {bad} of {len(answers)} probes with NaN or infinity: counted as mismatches."
+            )
         return labels
 
     def as_logits(self, answers: Tensor) -> Tensor:
@@ -260,6 +266,28 @@ class Suspect:
                 "a PyTorchClassifier or a query-only verifier."
             )
         return self._view if self._view is not None else LogitsNetwork(self.classifier, "logits")
+
+    def differentiable(self, x: Tensor) -> Tensor:
+        """Send one batch that requires a gradient, and return logits on :attr:`device` with a graph back to it.
+
+        Channels first. Cost: n queries, and a backward pass of n samples in the caller's hands.
+
+        :raises AccessError: the suspect is query-only, or its preprocessing has no gradient.
+        """
+        view = self.view
+        if not view.preprocess.differentiable:
+            raise AccessError(
+                "The suspect's preprocessing defences have no torch gradient: use their PyTorch versions, or move them "
+                "into the model."
+            )
+        self._spend(len(x))
+        view.network.eval()
+        with _answering(), torch.enable_grad():
+            logits = view(self._native(x))
+        bad = nonfinite_rows(logits.detach())
+        if bad:
+            raise NonFiniteOutputError(f"The suspect answered {bad} of {len(x)} probes with NaN or infinite scores.")
+        return logits
 
     @torch.no_grad()
     def activations(self, x: Tensor, layer: str, reduce: Callable[[Tensor], Tensor] | None = None) -> Tensor:

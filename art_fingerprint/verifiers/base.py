@@ -6,7 +6,7 @@ import abc
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -38,25 +38,17 @@ from art_fingerprint.exceptions import (
     InvalidInputError,
     NotExtractedError,
 )
-from art_fingerprint.verifiers.calibration import Direction, Rule, check_rule
+from art_fingerprint.verifiers.calibration import Rule, check_rule
 from art_fingerprint.verifiers.fingerprint import Fingerprint
-from art_fingerprint.verifiers.measurement import Measurement, Notes, measure
+from art_fingerprint.verifiers.measurement import Access as Access
+from art_fingerprint.verifiers.measurement import Chance, Measurement, Notes, measure
+from art_fingerprint.verifiers.measurement import Metric as Metric
 from art_fingerprint.verifiers.references import calibration_of, is_reference, reference_digests
 from art_fingerprint.verifiers.verdict import VOTES, Verdict, Vote, conclude
 
 logger = logging.getLogger(__name__)
 
-Access = Literal["labels", "scores", "layers", "gradients"]
 Self = TypeVar("Self", bound="Verifier")
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric of a verifier: its name, what a low or high value means, and the access to the suspect it needs."""
-
-    name: str
-    direction: Direction
-    access: Access
 
 
 class Verifier(abc.ABC):
@@ -66,6 +58,8 @@ class Verifier(abc.ABC):
     :attr:`verifier_params`) and writes two hooks, :meth:`_extract` and :meth:`_score`. This class checks, protects
     both models, meters queries, calibrates and decides.
 
+    :cvar extraction_data: What :meth:`extract` should be given: ``"any"`` images, labelled ``"held-out"`` ones that the
+        victim was not trained on, or images of its ``"training"`` set, and more (see the class).
     :cvar extras: Names of further values that :meth:`score` returns beside the metrics, where they come for free
         (another normalisation of a metric, say). They are never calibrated and never vote.
     :ivar fingerprint: The fingerprint, once :meth:`extract` has run or a file was given to :meth:`from_fingerprint`.
@@ -75,6 +69,7 @@ class Verifier(abc.ABC):
     extras: ClassVar[tuple[str, ...]] = ()
     source_access: ClassVar[Access]
     suspect_access: ClassVar[Access]
+    extraction_data: ClassVar[Literal["any", "held-out", "training"]] = "any"
     verifier_params: ClassVar[list[str]] = ["metric_names", "nan_policy", "batch_size", "seed", "verbose"]
     profiles: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}}
     _estimator_requirements: ClassVar[tuple[type, ...]] = (PyTorchClassifier,)
@@ -128,8 +123,9 @@ class Verifier(abc.ABC):
         """Return the metrics asked for (see :meth:`wants`), and any others that come for free.
 
         A metric that this suspect cannot have is reported by :meth:`_skip`; whether logits or probabilities were
-        compared, if either is possible, by :meth:`_compared`. Metrics that are complete before more queries are sent
-        can be handed over by :meth:`_keep`, lest they are lost if the suspect fails or the query budget ends.
+        compared, if either is possible, by :meth:`_compared`; what is known of a score without reference models by
+        :meth:`_by_chance`. Metrics that are complete before more queries are sent can be handed over by :meth:`_keep`,
+        lest they are lost if the suspect fails or the query budget ends.
         """
 
     def _needs_gradients(self) -> bool:
@@ -253,7 +249,8 @@ class Verifier(abc.ABC):
         allow_reference: bool = False,
         outputs: AnswerKind = "auto",
     ) -> Verdict:
-        """Score a suspect and decide. Uncalibrated verifiers give values and ``derived=None``, never a guess.
+        """Score a suspect and decide. Uncalibrated verifiers give values and ``derived=None``, never a guess, unless
+        the verifier has a threshold without reference models (its class says so).
 
         A suspect that raises an error, answers NaN, or costs more than the budget gives an undecided verdict with the
         reason, the queries that were sent, and the metrics that were complete by then. Metrics that need more access
@@ -376,6 +373,9 @@ class Verifier(abc.ABC):
 
     def _compared(self, space: str, *names: str) -> None:
         self._notes.spaces.update(dict.fromkeys(names, space))
+
+    def _by_chance(self, name: str, threshold: float, p_value: float) -> None:
+        self._notes.chances[name] = Chance(threshold, p_value)
 
     def _measure(
         self, classifier: Any, outputs: AnswerKind = "auto", budget: int | None = None, both_spaces: bool = False

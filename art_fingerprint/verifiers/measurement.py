@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from art_fingerprint.core.queries import Suspect
 from art_fingerprint.exceptions import (
@@ -15,6 +16,26 @@ from art_fingerprint.exceptions import (
     QueryBudgetError,
     SuspectFailedError,
 )
+from art_fingerprint.verifiers.calibration import Direction
+
+Access = Literal["labels", "scores", "layers", "gradients"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of a verifier: its name, what a low or high value means, and the access to the suspect it needs."""
+
+    name: str
+    direction: Direction
+    access: Access
+
+
+@dataclass(frozen=True)
+class Chance:
+    """What a verifier knows of a score without reference models: the threshold, and the chance of one so extreme."""
+
+    threshold: float
+    p_value: float
 
 
 @dataclass
@@ -24,6 +45,7 @@ class Notes:
     kept: dict[str, float] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     spaces: dict[str, str] = field(default_factory=dict)
+    chances: dict[str, Chance] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -38,6 +60,7 @@ class Measurement:
     :ivar undefined: Why some metrics are NaN although the pass went on, under ``nan_policy="mismatch"``; else empty.
     :ivar softened: Scores of the metrics that were compared as logits, had the classifier answered probabilities; empty
         unless asked for.
+    :ivar chances: What the verifier knows of a metric's score without reference models, if anything.
     """
 
     scores: dict[str, float]
@@ -47,6 +70,7 @@ class Measurement:
     failure: FingerprintError | None = None
     undefined: str = ""
     softened: Mapping[str, float] = field(default_factory=dict)
+    chances: Mapping[str, Chance] = field(default_factory=dict)
 
     @property
     def trouble(self) -> str:
@@ -100,7 +124,7 @@ def measure(
     elif not any(name in notes.kept for name in names):
         raise IncompatibleSuspectError("No metric can be computed on this suspect: " + in_groups(skipped))
     scores = {name: float(notes.kept[name]) for name in (*names, *extras) if name in notes.kept}
-    return Measurement(scores, skipped, notes.spaces, suspect.queries, failure, undefined)
+    return Measurement(scores, skipped, notes.spaces, suspect.queries, failure, undefined, chances=notes.chances)
 
 
 def in_groups(reasons: Mapping[str, str]) -> str:

@@ -17,10 +17,15 @@ from art_fingerprint.verifiers.calibration import (
     is_derived,
 )
 from art_fingerprint.verifiers.fingerprint import Fingerprint
-from art_fingerprint.verifiers.measurement import Measurement
+from art_fingerprint.verifiers.measurement import Chance, Measurement
 
 Vote = Literal["majority", "any", "all"]
 VOTES: tuple[Vote, ...] = ("majority", "any", "all")
+
+
+def votes_needed(count: int, vote: Vote) -> int:
+    """Return how many of so many votes a verdict of "derived" takes."""
+    return {"majority": count // 2 + 1, "any": 1, "all": count}[vote]
 
 
 @dataclass(frozen=True)
@@ -96,8 +101,7 @@ class Verdict:
         votes = sum(result.derived is not None for result in self.metrics.values())
         if self.false_positive_rate is None or self.derived is None:
             return None
-        needed = {"majority": votes // 2 + 1, "any": 1, "all": votes}[self.vote]
-        return min(1.0, self.false_positive_rate * votes / needed)
+        return min(1.0, self.false_positive_rate * votes / votes_needed(votes, self.vote))
 
     @property
     def meaning(self) -> str:
@@ -105,6 +109,10 @@ class Verdict:
         return " ".join(self._sentences())
 
     def _sentences(self) -> list[str]:
+        if self.nb_references == 0 and any(result.p_value is not None for result in self.metrics.values()):
+            return [
+                "No reference models: p bounds the chance of so close a value by what is known of unrelated models."
+            ]
         if self.nb_references == 0:
             return ["Without reference models nothing says which values are unusual."]
         n = self.nb_references
@@ -189,7 +197,7 @@ def conclude(
         value, space = found.scores[name], found.spaces.get(name, "")
         if name in found.softened and calibration is not None and calibration.within(name, space) is None:
             value, space = found.softened[name], "probabilities"
-        results[name] = _judge(value, direction, name, calibration, space)
+        results[name] = _judge(value, direction, name, calibration, space, found.chances.get(name))
         known = None if calibration is None else calibration.within(name, space)
         if known is not None and name in known.references:
             references[name] = known.references[name]
@@ -211,12 +219,22 @@ def conclude(
     )
 
 
-def _judge(value: float, direction: Direction, name: str, calibration: Calibration | None, space: str) -> MetricResult:
+def _judge(
+    value: float,
+    direction: Direction,
+    name: str,
+    calibration: Calibration | None,
+    space: str,
+    chance: Chance | None = None,
+) -> MetricResult:
     known = None if calibration is None else calibration.within(name, space)
     tau = None if known is None else known.thresholds[name]
     if not math.isfinite(value):
         return MetricResult(value, direction, tau, reason="undefined on this suspect", space=space)
     if calibration is None or name not in calibration.thresholds:
+        if chance is not None:
+            derived = is_derived(value, chance.threshold, direction)
+            return MetricResult(value, direction, chance.threshold, derived, chance.p_value, space=space)
         return MetricResult(value, direction, reason="not calibrated", space=space)
     if known is None or tau is None:
         return MetricResult(

@@ -25,19 +25,22 @@ Options = dict[str, Any]
 ATTACKS = sorted(concrete_subclasses(attacks, RemovalAttack), key=lambda kind: kind.__name__)
 every_class = pytest.mark.parametrize("attack", ATTACKS, ids=[kind.__name__ for kind in ATTACKS])
 
+REMOVAL: Options = {"layer": "block2", "shuffle_ratio": 0.3, "inner_steps": 2}
 # An attack that is not named here is tested with its defaults, shrunk: nothing has to be added for it.
 OPTIONS: dict[str, list[Options]] = {
     "AdversarialFineTuningAttack": [{"max_iter_attack": 2}],
     "CompositeAttack": [
         {"attacks": (("WeightPruningAttack", {"max_iter": 2}), ("FineTuningAttack", {"ratio": 1.0, "max_iter": 2}))}
     ],
+    "FeaturePermutationAttack": [{}, {"rescale": 10.0}],
     "FinePruningAttack": [{"ratio": 0.5}],
     "KnockoffNetsAttack": [{}, {"sampling_strategy": "adaptive", "draws": 4, "nb_stolen": 16}],
-    "RemovalNetAttack": [{"layer": "block2", "shuffle_ratio": 0.3, "inner_steps": 2}],
+    "RemovalNetAttack": [REMOVAL, {**REMOVAL, "error_repair": 1.0, "weight_repulsion": 5.0}],
 }
 # What a few attacks do not have in common with all others.
 DETERMINISTIC: set[str] = set()  # the seed makes no difference
-NEED_LABELS = {"KnockoffNetsAttack-adaptive"}  # y must be given
+NEED_LABELS = {"KnockoffNetsAttack-adaptive", "RemovalNetAttack-error_repair"}  # y must be given
+NEED_ARRAYS = {"KnockoffNetsAttack-adaptive", "RemovalNetAttack-error_repair"}  # no DataGenerator, unlike their class
 # The callback is also called between the attacks of a row, and while queries are chosen.
 OWN_STEPS = {"CompositeAttack", "KnockoffNetsAttack-adaptive"}
 OWN_INPUTS = {"AdversarialFineTuningAttack"}  # learns from inputs that it makes itself, in front of preprocessing
@@ -62,8 +65,10 @@ class Case:
 
     @property
     def name(self) -> str:
-        several = len(OPTIONS.get(self.attack.__name__, ())) > 1
-        return "-".join([self.attack.__name__, *(v for v in self.own.values() if several and isinstance(v, str))])
+        """That of the class, and the first option that its first case has not."""
+        first = OPTIONS.get(self.attack.__name__, [{}])[0]
+        more = [v if isinstance(v, str) else k for k, v in self.own.items() if k not in first]
+        return "-".join([self.attack.__name__, *more[:1]])
 
     @property
     def options(self) -> Options:
@@ -82,7 +87,7 @@ class Case:
     @property
     def reads_streams(self) -> bool:
         """Whether an ART ``DataGenerator`` is read."""
-        return self.attack.reads_streams and self.name not in DRAWS
+        return self.attack.reads_streams and self.name not in NEED_ARRAYS
 
     @property
     def lenient(self) -> Options:

@@ -25,6 +25,7 @@ from tests.victims import several_classes, token_classifier
 Y = np.arange(1, 41) % 4
 # Samples of the checks before the first step, which no expectation counts. An attack that is not named here has none.
 CHECKS = {"DistillationAttack": 10, "FinePruningAttack": 3, "LayerFineTuningAttack": 2, "RemovalNetAttack": 80}
+CHECKS["RemovalNetAttack-error_repair"] = CHECKS["RemovalNetAttack"]
 
 
 def lengths(case: Case) -> list[dict[str, Any]]:
@@ -163,6 +164,9 @@ def branching(images: np.ndarray) -> PyTorchClassifier:
         {"keep_best": 0.25, "min_agreement": 0.0},
         {"keep_best": 0.25, "min_agreement": 0.0, "bn_recalibrate": 2},
         {"bn_recalibrate": 2},
+        {"weight_repulsion": 1.0, "error_repair": 1.0},
+        {"alpha": 0, "gamma": 0, "weight_repulsion": 1.0},
+        {"alpha": 0, "gamma": 0, "error_repair": 1.0},
     ],
     ids=str,
 )

@@ -81,9 +81,10 @@ def serial(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
 def test_executors_give_the_same_rows(executor: str, serial: list[Row], tmp_path: Path) -> None:
     if executor == "ray":
         pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    before = dict(os.environ), torch.get_num_threads()
+    names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "PYTHONPATH")
+    before = [os.environ.get(name) for name in names], torch.get_num_threads()
     rows = run(tiny(), tmp_path, executor, seeds=2)
-    assert (dict(os.environ), torch.get_num_threads()) == before
+    assert ([os.environ.get(name) for name in names], torch.get_num_threads()) == before
     assert {row["status"] for row in rows} == {"ok"}
     assert facts(rows) == facts(serial)
     assert run(tiny(), tmp_path, "serial", seeds=2) == rows  # and what one has done, another does not repeat
@@ -102,6 +103,24 @@ def test_executors_agree_on_the_digits_preset(tmp_path: Path) -> None:
         assert found[other].keys() == found["serial"].keys()
         for key, row in found["serial"].items():
             assert alike(row, found[other][key]), (other, row, found[other][key])
+
+
+def test_every_verifier_gets_the_data_that_it_extracts_from(tmp_path: Path) -> None:
+    """Errors are looked for on held-out images, membership on both; weights need none."""
+    params: dict[str, dict[str, Any]] = {
+        "AKHVerifier": {"nb_probes": 10, "min_errors": 2},
+        "SACVerifier": {"nb_probes": 10, "min_errors": 2},
+        "FBIVerifier": {"nb_probes": 20},
+        "DatasetInferenceVerifier": {"nb_test": 20, "nb_targets": 3},
+        "WeightAlignmentVerifier": {},
+        "RobustnessVerifier": {"nb_seeds": 10, "metric_names": ["RobD-FGSM"], "eps": 0.1},
+    }
+    preset = replace(tiny(), attacks={}, verifiers=params, robustness={})
+    rows = run(preset, tmp_path)
+    assert len(rows) == len(params) * (1 + 2 + 1)
+    for row in rows:
+        assert (row["status"], row["verifier"]) == ("ok", row["verifier"]), row["reason"]
+        assert (row["queries"] == 0) == (row["verifier"] == "WeightAlignmentVerifier")
 
 
 # ---------------------------------------------------------------------- failures

@@ -344,6 +344,7 @@ BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"attacks": {"RemovalNet(apart)": {"params": {"layer": 9}}}}, "`layer`=9, but the network's stages are 1 to"),
     ({"attacks": {"a": {"attack": "Removalnet"}}}, "no attack 'Removalnet'. Near names: RemovalNetAttack"),
     ({"attacks": {"a": {"attack": "KnockoffNets", "params": {"surrogate_factory": "x:y"}}}}, "'x:y' cannot be made"),
+    ({"attacks": {"Negative": {"attack": "FineTuning"}}}, "victim 'tiny' has an attack 'Negative'"),
     ({"verifiers": {"Zest": {"nb_image": 3}}}, "ZestVerifier has no parameter 'nb_image'. Near names: nb_images"),
     ({"verifiers": {"Zest": {"nb_images": 0}}}, "victim 'tiny', ZestVerifier: `nb_images` must be an integer"),
     ({"verifiers": {"DeepJudge": {"layer": "nowhere"}}}, "victim 'tiny', DeepJudgeVerifier: .*no layer 'nowhere'"),

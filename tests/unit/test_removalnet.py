@@ -121,7 +121,16 @@ def test_inner_steps_compute_no_gradient_of_weights(images: np.ndarray) -> None:
     }
 
 
-@pytest.mark.parametrize("change", [{}, {"shuffle_ratio": 0.0}, {"line_search": "exact"}, {"latent_source": "victim"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"shuffle_ratio": 0.0},
+        {"line_search": "exact"},
+        {"latent_source": "victim"},
+        {"weight_repulsion": 1.0, "error_repair": 1.0},
+    ],
+)
 def test_nothing_is_read_from_the_device_within_an_iteration(change: dict[str, Any], images: np.ndarray) -> None:
     class Reads(TorchDispatchMode):
         seen: Counter[str] = Counter()
@@ -136,7 +145,7 @@ def test_nothing_is_read_from_the_device_within_an_iteration(change: dict[str, A
         Reads.seen = Counter()
         with Reads():
             options = {**OPTIONS, **change, "max_iter": max_iter, "callback_interval": 100}
-            RemovalNetAttack(several_classes(images), **options).generate(images)
+            RemovalNetAttack(several_classes(images), **options).generate(images, np.arange(40) % 3)
         found.append(Reads.seen)
     assert found[0] == found[1]
 
