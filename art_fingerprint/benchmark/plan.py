@@ -111,9 +111,9 @@ def plan_from(data: object) -> Plan:
     ``preset`` (whose values hold where nothing else is said; the name itself, if it is a preset's) and any field of
     :class:`.Preset`; ``architecture`` is ``package.module:function`` or ``timm:NAME``, recipes are merged field by
     field. ``attacks`` and ``verifiers``, for all victims or inside one: a list of names that the preset has, or a
-    mapping. An attack's entry has ``attack``, ``params``, ``source`` (``train``, ``subset``, ``apart``) and
-    ``true_labels``; a verifier's has its parameters, and ``profile``. Where the preset has an entry of this name, its
-    values hold where nothing else is said.
+    mapping. An attack's entry has ``attack``, ``params``, ``source`` (``train``, ``subset``, ``apart``),
+    ``true_labels``, ``ratio`` and ``step``; a verifier's has its parameters, and ``profile``. Where the preset has an
+    entry of this name, its values hold where nothing else is said.
 
     :raises InvalidInputError: an unknown key (near names are listed) or a value of a wrong kind.
     """

@@ -58,7 +58,8 @@ def derive_checkpoints(
     """Run an attack once, to its end, and hand over the surrogate as it is after certain steps.
 
     Each checkpoint is what the attack would return, had it ended there with the same learning rates: an attack's
-    ``bn_recalibrate`` is applied to a copy. The surrogate of the last step is the one that ``generate`` returns.
+    ``bn_recalibrate`` is applied to a copy. Step 0 is what the attack starts from, untouched; the surrogate of the last
+    step is the one that ``generate`` returns.
 
     :param attack: The attack; its ``callback`` and ``callback_interval`` are set.
     :param x: The attacker's images.
@@ -78,7 +79,8 @@ def derive_checkpoints(
             return
         twin = clone_classifier(surrogate)
         network_of(twin).requires_grad_(True)
-        _recalibrate(twin, attack, x)
+        if step:
+            _recalibrate(twin, attack, x)
         keep(steps[step], twin, _notes(attack, step, cost))
         left.discard(step)
 

@@ -33,6 +33,7 @@ IMAGES = slice(30, 60)  # of the test set, as in the paper's code
 DRAWN = 8
 SHARE = 0.2
 PER_CLASS = 100
+MOST_IMAGES = 1000  # those of the paper's ten classes
 
 
 # ---------------------------------------------------------------------- Fig. 9
@@ -97,10 +98,10 @@ def plan_plane(preset: Preset, seeds: Seeds) -> Plan:
 def read_plane(run: Run) -> Findings:
     """Return how far each checkpoint's answers lie from the victim's, and the figure: one embedding of the first seed.
 
-    Up to 100 test images of each class, drawn at random.
+    Up to 100 test images of each class and about 1000 in all, drawn at random.
     """
     data = run.bench.data
-    chosen = some_of_each(np.asarray(data.y_test), PER_CLASS)
+    chosen = some_of_each(np.asarray(data.y_test), min(PER_CLASS, -(-MOST_IMAGES // data.nb_classes)))
     x, labels = np.asarray(data.x_test[chosen], dtype=np.float32), np.asarray(data.y_test)[chosen]
     own = probabilities(run.bench.victim, x)
     first: dict[str, np.ndarray] = {"Victim": own}

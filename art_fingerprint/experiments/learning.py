@@ -145,7 +145,7 @@ def _tradeoff(
         return
     x, y = [point[0] for point in known], [point[1] for point in known]
     colour, marker = colour_of(name), marker_of(name)
-    axes.plot(x, y, color=colour, marker=marker, markersize=3, linewidth=0.8, alpha=0.8, gid=name)
+    axes.plot(x, y, color=colour, marker=marker, markersize=3, linewidth=0.6, alpha=0.5, gid=name)
     axes.scatter(x[-1:], y[-1:], color=colour, marker=marker, s=60, edgecolors="#000000", linewidths=0.8, zorder=3)
 
 

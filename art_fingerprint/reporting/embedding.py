@@ -28,6 +28,7 @@ SEED = 12345  # of the paper's code
 _PERPLEXITY = 30.0
 _NEIGHBOURS = 15
 _GRID = 120
+_NUMBERED = 50  # more classes' numbers would hide the points
 # Light tints for the regions of classes, told apart by their borders and the numbers in them, not by colour alone.
 _TINTS = "Pastel1"
 
@@ -167,7 +168,7 @@ def plot_embedding(
         for drawn, marker, size in ((reference, "o", 9), (name, "^", 9)):
             colour = colour_of("Victim") if drawn == reference else "#d55e00"
             axes.scatter(*points[drawn].T, s=size, marker=marker, color=colour, linewidth=0, alpha=0.65, gid=drawn)
-        for label, (x, y) in centres.items():
+        for label, (x, y) in centres.items() if len(centres) <= _NUMBERED else ():
             box = {"facecolor": "#ffffff", "alpha": 0.75, "linewidth": 0, "pad": 1.0}
             axes.text(x, y, str(label), fontsize=9, ha="center", va="center", weight="bold", gid="class", bbox=box)
         axes.set_xlim(low[0], high[0])

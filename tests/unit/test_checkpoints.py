@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from art.estimators.classification import PyTorchClassifier
 
 from art_fingerprint.attacks.base import RemovalAttack
 from art_fingerprint.benchmark.materials import substitute_data
 from art_fingerprint.benchmark.plan import Plan, plan_from
 from art_fingerprint.benchmark.runner import Bench
-from art_fingerprint.benchmark.store import read_rows
+from art_fingerprint.benchmark.store import Store, read_rows
 from art_fingerprint.benchmark.suspects import derive_checkpoints
 from art_fingerprint.benchmark.workbench import Workbench
 from art_fingerprint.core.cost import cost_so_far
@@ -73,8 +74,7 @@ def test_one_run_makes_all_checkpoints(rows: tuple[list[Row], Counter[str]], fol
     assert weights["R@6"] == weights["R"]
     assert len(set(weights.values())) == 3
     start = bench.model(next(s for s in bench.suspects if s.label == "R@0"))
-    victim = dict(bench.victim.model.named_parameters())
-    assert all(torch.equal(p, victim[name]) for name, p in start.model.named_parameters())
+    assert network_digest(start.model) == network_digest(bench.victim.model)
 
 
 def test_a_checkpoint_is_what_the_attack_had_at_that_step(tmp_path: Path) -> None:
@@ -99,6 +99,21 @@ def test_costs_grow_to_those_of_the_whole_run(rows: tuple[list[Row], Counter[str
     assert 0 < passes["R@0"] < passes["R@4"] < passes["R@6"] == passes["R"]
     assert 0 < seconds["R@0"] < seconds["R@4"] < seconds["R@6"]
     assert cost_so_far() is None
+
+
+def test_only_one_is_in_a_block_of_one_name(tmp_path: Path) -> None:
+    store, inside, most = Store(tmp_path), Counter[str](), Counter[str]()
+
+    def work(name: str) -> None:
+        with store.alone(name):
+            inside[name] += 1
+            most[name] = max(most[name], inside[name])
+            time.sleep(0.02)
+            inside[name] -= 1
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, ["a", "a", "b", "a"]))
+    assert most == {"a": 1, "b": 1}
 
 
 def test_a_step_that_is_never_reached_is_said(tmp_path: Path) -> None:

@@ -252,7 +252,7 @@ def test_every_preset_has_every_plan(name: str) -> None:
 
 def test_presets_without_removalnet_are_refused() -> None:
     bare = replace(short(), attacks={"FT(0.5)": short().attacks["FT(0.5)"]})
-    for name in ("fig4", "fig6", "fig7", "fig8", "fig9", "fig10"):
+    for name in ("table4", "fig4", "fig6", "fig7", "fig8", "fig9", "fig10"):
         with pytest.raises(InvalidInputError, match="RemovalNetAttack"):
             EXPERIMENTS[name].plan(bare, SEEDS)
 
