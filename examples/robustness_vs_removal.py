@@ -45,6 +45,7 @@ def attacks(max_iter: int) -> dict[str, AttackSetting]:
         label: AttackSetting(name, {**params, **steps}, "train", True) for label, (name, params) in TRAINED.items()
     }
     found["Feature permutation"] = AttackSetting("FeaturePermutationAttack", {}, "train", True)
+    found["Noise"] = AttackSetting("WeightNoiseAttack", {}, "train", True)
     row = [("WeightPruningAttack", {"ratio": 0.5, **steps}), ("FineTuningAttack", {"ratio": 1.0, **steps})]
     found["Prune, then tune"] = AttackSetting("CompositeAttack", {"attacks": row}, "train", True)
     removal = load_preset("digits").attacks["RemovalNet(train)"]
@@ -61,12 +62,10 @@ def main() -> None:
     chosen = {name: preset.verifiers[name] for name in list(preset.verifiers)[-2 if options.quick else 0 :]}
     recipe = replace(preset.victim_recipe, max_iter=80 if options.quick else 400)
     negative = replace(preset.negative_recipe, max_iter=recipe.max_iter)
-    settings = attacks(20 if options.quick else 150)
     preset = replace(preset, name="digits-all-attacks", victim_recipe=recipe, negative_recipe=negative, nb_references=5)
-    Bench(Plan.from_preset(replace(preset, attacks=settings, verifiers=chosen), seeds=1), folder).run()
-
-    rows = read_rows(folder)
-    points = tradeoff(rows, "PGD")
+    preset = replace(preset, attacks=attacks(20 if options.quick else 150), verifiers=chosen)
+    Bench(Plan.from_preset(preset, seeds=1), folder).run()
+    points = tradeoff(rows := read_rows(folder), "PGD")
     print(layout.text(tradeoff_cells(points)), layout.text(table_four(rows)), sep="\n\n")
     (folder / "tradeoff.md").write_text(layout.markdown(tradeoff_cells(points)), encoding="utf-8")
     try:

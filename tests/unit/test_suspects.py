@@ -43,6 +43,7 @@ from art_fingerprint.verifiers import (
     Fingerprint,
     IPGuardVerifier,
     ModelDiffVerifier,
+    SACVerifier,
     Verdict,
     Verifier,
     ZestVerifier,
@@ -52,7 +53,7 @@ from tests.conformance.test_verifiers import (
     Case,
     X,
     Y,
-    every_verifier,
+    every_query_verifier,
     extracted,
     independent,
     label_metrics,
@@ -64,6 +65,10 @@ from tests.states import black_box, label_box
 from tests.victims import several_classes
 
 Answer = Callable[[np.ndarray], Any]
+ANY_DATA = [case for case in CASES if case.counts and case.verifier.extraction_data == "any"]
+every_verifier_of_any_data = pytest.mark.parametrize(
+    "case", ANY_DATA, ids=[case.verifier.__name__ for case in ANY_DATA]
+)
 LABEL_CASES = [case for case in CASES if label_metrics(case)]
 label_verifier = pytest.mark.parametrize("case", LABEL_CASES, ids=[case.verifier.__name__ for case in LABEL_CASES])
 
@@ -143,7 +148,7 @@ def hugging_face(with_processor: bool) -> HuggingFaceClassifierPyTorch:
     )
 
 
-@every_verifier
+@every_query_verifier
 @pytest.mark.parametrize("with_processor", [False, True])
 def test_hugging_face_suspects(case: Case, with_processor: bool) -> None:
     """They show their layers, and the processor that ART keeps outside of the model is applied."""
@@ -163,14 +168,14 @@ def test_a_processor_is_not_lost_in_a_copy() -> None:
         FineTuningAttack(hugging_face(with_processor=True), max_iter=2).generate(X)
 
 
-@every_verifier
+@every_query_verifier
 def test_plain_black_boxes(case: Case) -> None:
     """Also the older class of ART, which does not say where its channels are."""
     suspect = BlackBoxClassifier(independent(1).predict, (1, 8, 8), 4, clip_values=(0.0, 1.0))
     assert_same(ready(case).verify(suspect), ready(case).verify(black_box(independent(1))), asked(case))
 
 
-@every_verifier
+@every_query_verifier
 def test_black_boxes_keep_their_preprocessing_and_postprocessing(case: Case) -> None:
     def answer(x: np.ndarray) -> np.ndarray:
         return independent(1).predict(np.float32(0.3) * x + np.float32(0.4))
@@ -180,7 +185,7 @@ def test_black_boxes_keep_their_preprocessing_and_postprocessing(case: Case) -> 
     assert_same(ready(case).verify(standardised), ready(case).verify(known), asked(case))
 
 
-@every_verifier
+@every_query_verifier
 def test_logged_answers_can_be_judged(case: Case) -> None:
     """Answers that were written down are a suspect: a table of samples and answers."""
     log: list[tuple[np.ndarray, np.ndarray]] = []
@@ -210,7 +215,7 @@ def trained(x: np.ndarray, seed: int) -> PyTorchClassifier:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@every_verifier
+@every_verifier_of_any_data
 def test_channels_last_suspects(case: Case, channels: int) -> None:
     """A service whose images have their channels last gets them so, in front of every verifier."""
     x = np.random.default_rng(1).random((40, channels, 8, 8), dtype=np.float32)
@@ -234,7 +239,7 @@ def flat(x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.filterwarnings("ignore:.*compared as probabilities", "ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("kind", [RandomForestClassifier, MLPClassifier])
-@every_verifier
+@every_query_verifier
 def test_scikit_learn_suspects(case: Case, kind: type) -> None:
     """Flat probabilities of another framework are judged by thresholds from networks that give logits."""
     model = kind(random_state=0).fit(flat(X), Y)
@@ -270,7 +275,7 @@ def test_suspects_that_are_not_trained() -> None:
     [Rounded(decimals=1), HighConfidence(cutoff=0.3), ReverseSigmoid(beta=1.0, gamma=0.1)],
     ids=lambda d: type(d).__name__,
 )
-@every_verifier
+@every_query_verifier
 def test_networks_with_postprocessing_are_asked_as_services(case: Case, defence: Any) -> None:
     soft = wrap(nn.Sequential(independent(1).model, nn.Softmax(1)).eval())
     defended = wrap(soft.model, postprocessing_defences=[defence])
@@ -288,7 +293,7 @@ def linear() -> tuple[PyTorchClassifier, np.ndarray, np.ndarray]:
     return wrap(nn.Sequential(nn.Flatten(), layer)), weights, biases
 
 
-@every_verifier
+@every_query_verifier
 def test_tensorflow_suspects(case: Case) -> None:
     tensorflow = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
     from art.estimators.classification import TensorFlowV2Classifier
@@ -302,7 +307,7 @@ def test_tensorflow_suspects(case: Case) -> None:
     assert_same(ready(case).verify(suspect), ready(case).verify(black_box(plain)), asked(case))
 
 
-@every_verifier
+@every_query_verifier
 def test_keras_suspects(case: Case) -> None:
     keras = pytest.importorskip("keras", reason="Keras is not installed")
     pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
@@ -370,7 +375,7 @@ def test_labels_are_enough_for_metrics_that_need_labels(case: Case, kind: str) -
 
 
 @pytest.mark.parametrize("kind", LABELLED)
-@every_verifier
+@every_query_verifier
 def test_labels_never_pass_for_scores(case: Case, kind: str) -> None:
     names = score_metrics(case)
     if not names:
@@ -383,7 +388,7 @@ def test_labels_never_pass_for_scores(case: Case, kind: str) -> None:
         verifier.calibrate([independent(11), LABELLED[kind]()])
 
 
-@every_verifier
+@every_query_verifier
 def test_a_declared_label_service_is_not_asked_for_scores(case: Case) -> None:
     sent: list[int] = []
     suspect = service(lambda x: sent.append(len(x)) or independent(1).predict(x))
@@ -500,7 +505,7 @@ def test_a_support_vector_machine_behind_a_function() -> None:
 
 # ---------------------------------------------------------------------- declared outputs
 @pytest.mark.filterwarnings("ignore:.*compared as probabilities")
-@every_verifier
+@every_query_verifier
 def test_doubtful_scores_give_a_warning_and_a_declaration_settles_it(case: Case) -> None:
     """Probabilities of an interface that rounds do not sum to 1."""
     names = score_metrics(case)
@@ -521,7 +526,7 @@ def test_doubtful_scores_give_a_warning_and_a_declaration_settles_it(case: Case)
         assert told[name] == pytest.approx(exact[name], rel=0.2, abs=0.02)
 
 
-@every_verifier
+@every_query_verifier
 def test_declared_logits_are_logits(case: Case) -> None:
     """Probabilities that are declared logits are compared as logits, whatever they look like."""
     verifier = ready(case, metric_names=asked(case))
@@ -530,14 +535,14 @@ def test_declared_logits_are_logits(case: Case) -> None:
         for by in (0, 1)
     )
     for name, value in verifier.score(soft, outputs="logits").items():
-        if name in verifier.extras or name.startswith(("ZEST", "DDV")):
+        if name in verifier.extras or name.startswith(("ZEST", "DDV", "SAC")):
             continue  # these depend on where the logits lie
         assert value == pytest.approx(verifier.score(shifted)[name], abs=1e-5)
     verdict = verifier.verify(soft, outputs="logits")
     assert all(result.space in ("", "logits") for result in verdict.metrics.values())
 
 
-@every_verifier
+@every_query_verifier
 def test_declarations_reach_the_references(case: Case) -> None:
     models = [soft_box(independent(seed)) for seed in (11, 12)]
     verifier = ready(case, metric_names=asked(case))
@@ -548,7 +553,7 @@ def test_declarations_reach_the_references(case: Case) -> None:
         assert result.space in ("", "logits")
 
 
-@every_verifier
+@every_query_verifier
 def test_unknown_declarations(case: Case) -> None:
     verifier = ready(case)
     for call in (verifier.verify, verifier.score):
@@ -571,7 +576,7 @@ def holed(value: float, every: int = 5) -> Any:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@every_verifier
+@every_query_verifier
 def test_answers_that_are_not_finite_raise_by_default(case: Case, value: float) -> None:
     verifier = ready(case, metric_names=asked(case))
     with pytest.raises(NonFiniteOutputError, match="probes with NaN or infinite"):
@@ -583,7 +588,7 @@ def test_answers_that_are_not_finite_raise_by_default(case: Case, value: float) 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.filterwarnings("ignore:.*counted as mismatches")
-@every_verifier
+@every_query_verifier
 def test_mismatches_leave_other_metrics_undefined_and_the_verdict_open(case: Case, value: float) -> None:
     whole, verifier = ready(case), ready(case, nan_policy="mismatch", metric_names=asked(case), batch_size=7)
     scores, verdict = verifier.score(holed(value)), verifier.verify(holed(value))
@@ -655,7 +660,7 @@ def test_layers_that_are_not_finite() -> None:
 
 
 # ---------------------------------------------------------------------- other numbers of classes, small problems
-@every_verifier
+@every_query_verifier
 def test_other_numbers_of_classes(case: Case) -> None:
     """Score vectors and layers can be compared; labels need a shared label space; JSD needs the same classes."""
     shared = "allow_label_mismatch" in case.verifier.verifier_params
@@ -667,7 +672,8 @@ def test_other_numbers_of_classes(case: Case) -> None:
                 verifier.verify(suspect)
         else:
             verdict = verifier.verify(suspect)
-            refused = {*label_metrics(case), "JSD"}
+            # SAC-labels asks which answers are alike, whatever they are called
+            refused = set() if case.verifier is SACVerifier else {*label_metrics(case), "JSD"}
             assert set(verdict.metrics) == {m.name for m in case.verifier.metrics} - refused
             assert all(str(nb_classes) in why for why in verdict.skipped.values())
             assert all(math.isfinite(result.value) for result in verdict.metrics.values())
@@ -690,7 +696,7 @@ def test_metrics_that_no_other_number_of_classes_allows() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*neurons; LAD and NAD say little")
-@every_verifier
+@every_verifier_of_any_data
 def test_two_classes(case: Case) -> None:
     verifier = case.verifier(several_classes(X, nb_classes=2), **case.options)
     verifier.extract(X, np.arange(40) % 2)
@@ -704,7 +710,7 @@ def test_two_classes(case: Case) -> None:
             assert set(verifier.verify(box).metrics) == set(label_metrics(case))
 
 
-@every_verifier
+@every_query_verifier
 def test_another_shape_is_refused_before_a_query(case: Case) -> None:
     sent: list[int] = []
     for shape, options in (((1, 8, 9), {}), ((3, 8, 8), {}), ((8, 8, 3), {"channels_first": False}), ((63,), {})):
@@ -715,7 +721,7 @@ def test_another_shape_is_refused_before_a_query(case: Case) -> None:
     assert sent == []
 
 
-@every_verifier
+@every_query_verifier
 def test_budgets_and_errors_of_foreign_suspects(case: Case) -> None:
     """A budget that ends half-way, or a service that fails, leaves an undecided verdict and an honest count."""
     whole = ready(case).verify(service(independent(1).predict)).queries
