@@ -46,9 +46,9 @@ def test_fgsm_and_pgd_equal_art(low: float, high: float, mean: float, std: float
     assert np.abs(fgsm - x).max() == pytest.approx(0.05 * span, rel=1e-4)
     pgd = adversarial_examples(classifier, Evasion("PGD", PGD), x, Y)
     art = ProjectedGradientDescent(classifier, eps=0.06 * span, eps_step=0.02 * span, max_iter=5, verbose=False)
-    # where a gradient is zero but for rounding, its sign, and so a whole step, depends on the processor
+    # Where a gradient is next to zero its sign, and so a whole step, is a matter of rounding: one image may go its way.
     differs = np.abs(pgd - art.generate(x, Y)) > 1e-5 * span
-    assert differs.mean() <= 1e-3
+    assert differs.any((1, 2, 3)).sum() <= 1
     # ART's attack given to us is the same call
     assert np.array_equal(adversarial_examples(classifier, art, x, Y), art.generate(x, Y))
 
