@@ -47,8 +47,6 @@ def attack(arguments: argparse.Namespace) -> None:
 def extract(arguments: argparse.Namespace) -> None:
     """Extract a fingerprint, calibrate it where references are given, and write it."""
     kind = verifier_class(arguments.verifier)
-    if issubclass(kind, verifiers.CommitteeVerifier):
-        raise InvalidInputError("A committee has no fingerprint of its own to extract: extract those of its members.")
     victim, x, y = _victim(arguments)
     parameters = {"verbose": not arguments.quiet, **arguments.set, "seed": arguments.seed}
     check_parameters(kind, parameters)
@@ -72,7 +70,8 @@ def verify(arguments: argparse.Namespace) -> bool | None:
     fingerprint = Fingerprint.load(arguments.fingerprint)
     if arguments.thresholds is not None:
         fingerprint.calibration = _calibration(arguments.thresholds)
-    kind = verifier_class(arguments.verifier) if arguments.verifier else verifier_class(fingerprint.verifier, own=False)
+    named = arguments.verifier or fingerprint.verifier
+    kind = verifier_class(named, own=arguments.verifier is not None, committee=True)
     low, high = fingerprint.facts["clip_values"]
     arguments.clip = arguments.clip or (low, high)
     arguments.nb_classes = arguments.nb_classes or fingerprint.facts["nb_classes"]

@@ -153,6 +153,10 @@ def _preset(name: str, entry: object, plan: Mapping[str, Any]) -> Preset:
         given["verifiers"] = _verifiers(name, spec, known_verifiers)
     if "architecture" in given and not callable(given["architecture"]):
         given["architecture"] = Factory(_text(f"`architecture` of {where}", given["architecture"]))
+    if "dataset" in given:
+        _text(f"`dataset` of {where}", given["dataset"])
+    if "dataset_options" in given:
+        _mapping(f"`dataset_options` of {where}", given["dataset_options"])
     for key in ("victim_recipe", "negative_recipe"):
         if key in given:
             given[key] = _recipe(f"`{key}` of {where}", given[key], None if base is None else getattr(base, key))

@@ -37,16 +37,20 @@ def attack_class(name: str) -> type[attacks.RemovalAttack]:
     return _named("attack", attacks, known, "Attack", attacks.RemovalAttack, name)
 
 
-def verifier_class(name: str, own: bool = True) -> type[verifiers.Verifier]:
+def verifier_class(name: str, own: bool = True, committee: bool = False) -> type[verifiers.Verifier]:
     """Return the verifier class that a name stands for; as :func:`attack_class`.
 
     :param own: Whether ``package.module:Class`` is taken, which imports that module. Not for names from a file that
         somebody else may have made.
+    :param committee: Whether a committee will do, which judges suspects, but has no fingerprint of its own to extract.
     """
     if not own and ":" in name:
         raise InvalidInputError(f"A file names the verifier {name!r}: say yourself which class is meant.")
     known = [key for key in verifiers.__all__ if key.endswith("Verifier") and key != "Verifier"]
-    return _named("verifier", verifiers, known, "Verifier", verifiers.Verifier, name)
+    found = _named("verifier", verifiers, known, "Verifier", verifiers.Verifier, name)
+    if found is verifiers.CommitteeVerifier and not committee:
+        raise InvalidInputError("A committee has no fingerprint of its own to extract: name its members, one by one.")
+    return found
 
 
 def _named(what: str, package: Any, known: Sequence[str], ending: str, base: type, name: str) -> Any:

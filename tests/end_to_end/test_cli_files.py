@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from art_fingerprint import cli, cli_models
 from art_fingerprint.exceptions import InvalidInputError
+from art_fingerprint.verifiers import CommitteeVerifier, Fingerprint, ModelDiffVerifier, ZestVerifier
 from art_fingerprint.zoo.architectures import SmallCNN
 from art_fingerprint.zoo.datasets import load_digits
 from art_fingerprint.zoo.loading import classifier_of, load_network, load_weights, save_weights
@@ -101,6 +102,22 @@ def test_attack_then_verify(extracted: Path, folder: Path, capsys: pytest.Captur
     load_weights(again, Path("ft.safetensors"))
     for name, tensor in again.state_dict().items():  # one seed, one result
         assert torch.equal(tensor, tensors[1].state_dict()[name]), name
+
+
+def test_a_committee_in_a_file(extracted: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    references = [f"w{seed}.safetensors" for seed in range(1, 6)]
+    files = ["--weights", "w0.safetensors", "--data", "D.npz", "--out", "m.safetensors", "--references", *references]
+    assert cli.main(["extract", "--verifier", "ModelDiff", *MODEL, *files, "--set", "nb_pairs=20", "--quiet"]) == 0
+    zest, modeldiff = (Fingerprint.load(folder / f"{name}.safetensors") for name in ("v", "m"))
+    members = [ZestVerifier.from_fingerprint(zest), ModelDiffVerifier.from_fingerprint(modeldiff)]
+    CommitteeVerifier(members, false_positive_rate=0.5).fingerprint.save(folder / "c.safetensors")
+    for weights, status in (("w0.safetensors", 1), ("w6.safetensors", 0)):
+        capsys.readouterr()
+        call = ["verify", "--fingerprint", "c.safetensors", *MODEL, "--weights", weights, "--fail-if-derived", "--json"]
+        assert cli.main(call) == status
+        assert json.loads(capsys.readouterr().out)["derived"] is bool(status)
+    assert cli.main(["extract", "--verifier", "Committee", *MODEL, *files]) == 2
+    assert "name its members" in capsys.readouterr().err
 
 
 def test_thresholds_from_a_file(extracted: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
