@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from typing import Any
 
@@ -11,6 +12,7 @@ from art_fingerprint.benchmark.tasks import Event, Hands, Job, Task
 from art_fingerprint.benchmark.workbench import Row
 from art_fingerprint.exceptions import FingerprintError, InvalidInputError, MissingDependencyError
 
+_PATIENCE_SECONDS = 10.0
 _PER_WORKER = 2  # tasks in Ray's queue for each that runs, so that none waits for us
 
 
@@ -105,12 +107,25 @@ def _connect(ray: Any, address: str | None, nb_cpus: int | None) -> bool:
     """Connect to a cluster, or start Ray on this machine, unless this process has one. Return whether it was we."""
     if ray.is_initialized():
         return False
+    if address is not None:
+        _check_listening(address)
     options: dict[str, Any] = {"address": address} if address else {"num_cpus": nb_cpus, "include_dashboard": False}
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise InvalidInputError(f"Ray cannot be reached at {address or 'this machine'}: {error}") from error
     return True
+
+
+def _check_listening(address: str) -> None:
+    """Raise if nobody listens at ``host:port``, where Ray would try again for a quarter of an hour."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (colon and port.isdigit()):  # "auto", "local": Ray knows at once
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _PATIENCE_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise InvalidInputError(f"Ray cannot be reached at {address}: {error}") from error
 
 
 def _work(job: Job, task: Task) -> tuple[list[Row], str | None, bool]:
