@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ import torch
 
 from art_fingerprint.benchmark.on_ray import RayExecutor
 from art_fingerprint.benchmark.plan import Plan
+from art_fingerprint.benchmark.processes import ProcessExecutor, visible_gpus
 from art_fingerprint.benchmark.runner import Bench, _claim
 from art_fingerprint.benchmark.store import Store, read_rows
 from art_fingerprint.benchmark.tasks import Hands, Job, Task
@@ -121,6 +123,36 @@ def test_every_verifier_gets_the_data_that_it_extracts_from(tmp_path: Path) -> N
     for row in rows:
         assert (row["status"], row["verifier"]) == ("ok", row["verifier"]), row["reason"]
         assert (row["queries"] == 0) == (row["verifier"] == "WeightAlignmentVerifier")
+
+
+@pytest.mark.parametrize(
+    ("named", "count", "expected"),
+    [("", 2, ["0", "1"]), ("3,5", 2, ["3", "5"]), (" GPU-a , GPU-b ", 2, ["GPU-a", "GPU-b"]), ("", 0, [])],
+)
+def test_each_worker_gets_a_gpu_of_those_that_this_process_sees(
+    named: str, count: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert visible_gpus() == expected
+
+
+def test_a_worker_sees_its_own_gpu_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the workers are started with, taken down in place of starting them."""
+    seen = []
+
+    class Process:
+        def __init__(self, **_options: Any) -> None:
+            pass
+
+        def start(self) -> None:
+            seen.append((os.environ["CUDA_VISIBLE_DEVICES"], os.environ["OMP_NUM_THREADS"]))
+
+    monkeypatch.setattr(multiprocessing.get_context("spawn"), "Process", Process)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    ProcessExecutor(Job(Plan.from_preset(tiny()), str(tmp_path), "gpu", True, nb_workers=3), ["3", "5"])
+    assert seen == [("3", "1"), ("5", "1"), ("3", "1")]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
 
 
 # ---------------------------------------------------------------------- failures
