@@ -9,7 +9,6 @@ import sys
 from typing import Any
 
 from art_fingerprint.benchmark.tasks import Event, Hands, Job, Task
-from art_fingerprint.benchmark.workbench import Row
 from art_fingerprint.exceptions import FingerprintError, InvalidInputError, MissingDependencyError
 
 _PATIENCE_SECONDS = 10.0
@@ -60,13 +59,10 @@ class RayExecutor:
             (ready, *_), _ = self._ray.wait(list(self._running), num_returns=1)
             task = self._running.pop(ready)
             try:
-                rows, error, fatal = self._ray.get(ready)
+                self._events += self._ray.get(ready)
             except self._ray.exceptions.RayError as died:  # an error of the work itself comes back as a value
                 how = " ".join(str(died).split())
                 self._events.append(Event(task, error=f"the Ray worker died ({how[:300]})", died=True))
-            else:
-                self._events += [Event(task, row=row) for row in rows]
-                self._events.append(Event(task, error=error, fatal=fatal))
         return self._events.pop(0)
 
     def close(self) -> None:
@@ -128,21 +124,15 @@ def _check_listening(address: str) -> None:
         raise InvalidInputError(f"Ray cannot be reached at {address}: {error}") from error
 
 
-def _work(job: Job, task: Task) -> tuple[list[Row], str | None, bool]:
-    """Run on a Ray worker: do one task; return its rows, why it failed, and whether the run cannot go on."""
-    rows: list[Row] = []
-    try:
-        if job.token not in _HANDS:
-            _HANDS.clear()
+def _work(job: Job, task: Task) -> list[Event]:
+    """Run on a Ray worker: do one task and return all there is to report of it."""
+    if job.token not in _HANDS:
+        _HANDS.clear()
+        try:
             _HANDS[job.token] = Hands(job)
-        work = _HANDS[job.token].work(task)
-        while True:
-            try:
-                rows.append(next(work))
-            except StopIteration as end:
-                return rows, end.value, False
-    except FingerprintError as error:  # of the folder: whatever goes wrong in the work itself is its result
-        return rows, str(error), True
+        except FingerprintError as error:  # of the folder
+            return [Event(task, error=str(error), fatal=True)]
+    return list(_HANDS[job.token].work(task))
 
 
 _HANDS: dict[str, Hands] = {}  # what the tasks of one job share, as long as Ray keeps this worker

@@ -58,13 +58,12 @@ class ProcessExecutor:
                 task = worker.task
                 assert task is not None
                 try:
-                    kind, value = worker.connection.recv()
+                    event: Event = worker.connection.recv()
                 except (EOFError, OSError):  # also in the middle of a message
                     return self._replace(worker, task)
-                if kind == "row":
-                    return Event(task, row=value)
-                worker.task = None
-                return Event(task, error=value, fatal=kind == "fatal")
+                if event.row is None:
+                    worker.task = None
+                return event
 
     def close(self) -> None:
         """End all workers; what they are at is lost."""
@@ -144,15 +143,11 @@ def _serve(connection: Connection[Any, Any], job: Job) -> None:
             return
         try:
             hands = hands or Hands(job)
-            work = hands.work(task)
-            while True:
-                try:
-                    connection.send(("row", next(work)))
-                except StopIteration as end:
-                    connection.send(("end", end.value))
-                    break
-        except FingerprintError as error:  # of the folder: whatever goes wrong in the work itself is its result
-            connection.send(("fatal", str(error)))
+        except FingerprintError as error:  # of the folder
+            connection.send(Event(task, error=str(error), fatal=True))
+            continue
+        for event in hands.work(task):
+            connection.send(event)
 
 
 def _die_with_parent() -> None:

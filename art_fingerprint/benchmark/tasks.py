@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import uuid
-from collections.abc import Generator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -13,7 +13,7 @@ import torch
 
 from art_fingerprint.benchmark.plan import Plan
 from art_fingerprint.benchmark.store import PLAN, Store
-from art_fingerprint.benchmark.suspects import Suspect
+from art_fingerprint.benchmark.suspects import Suspect, reason_of
 from art_fingerprint.benchmark.workbench import Row, Workbench
 from art_fingerprint.exceptions import StoreError
 
@@ -80,7 +80,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Event:
-    """What an executor reports of a task.
+    """What an executor reports of a task: rows, one event each, then how it ended, the only event without a row.
 
     :ivar task: The task.
     :ivar row: A row that is known now; the task goes on.
@@ -138,25 +138,25 @@ class Hands:
             self._benches = {preset: Workbench(chosen, self.store, job.plan.seeds, job.device_type, job.cuda)}
         return self._benches[preset]
 
-    def work(self, task: Task) -> Generator[Row, None, str | None]:
-        """Do a task: yield its rows as they come, return why it failed, or ``None``.
-
-        :raises StoreError: the folder cannot be written to.
-        """
+    def work(self, task: Task) -> Iterator[Event]:
+        """Do a task: yield its rows as they come, then how it ended."""
         torch.set_num_threads(self.job.threads(task.preset))
+        error: str | None = None
         try:
             bench = self.bench(task.preset)
             if task.kind == "rows":
-                yield from bench.rows(task.suspect, task.verifiers, task.broken)
+                for row in bench.rows(task.suspect, task.verifiers, task.broken):
+                    yield Event(task, row=row)
             elif task.kind == "model":
                 bench.model(task.suspect)
             else:
                 bench.verifier(task.verifiers[0])
-        except StoreError:
-            raise
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
-        return None
+        except StoreError as full:
+            yield Event(task, error=str(full), fatal=True)
+            return
+        except Exception as failure:
+            error = reason_of(failure)
+        yield Event(task, error=error)
 
 
 class SerialExecutor:
@@ -164,32 +164,28 @@ class SerialExecutor:
 
     def __init__(self, job: Job) -> None:
         self._hands = Hands(job)
-        self._running: tuple[Task, Generator[Row, None, str | None]] | None = None
+        self._events: Iterator[Event] | None = None
 
     @property
     def free(self) -> bool:
         """Whether another task can be submitted: one at a time."""
-        return self._running is None
+        return self._events is None
 
     def submit(self, task: Task) -> None:
         """Take a task."""
-        self._running = (task, self._hands.work(task))
+        self._events = self._hands.work(task)
 
     def wait(self) -> Event:
         """Work until there is something to report."""
-        assert self._running is not None
-        task, work = self._running
-        try:
-            return Event(task, row=next(work))
-        except StopIteration as end:
-            self._running = None
-            return Event(task, error=end.value)
-        except StoreError as error:
-            return Event(task, error=str(error), fatal=True)
+        assert self._events is not None
+        event = next(self._events)
+        if event.row is None:
+            self._events = None
+        return event
 
     def close(self) -> None:
         """Leave the task that is running, if any."""
-        self._running = None
+        self._events = None
 
 
 def nb_cores() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,9 +49,9 @@ class Dataset:
         """Shape of one image, (C, H, W)."""
         return tuple(self.x_train.shape[1:])
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 over all parts; of a part that is not in memory, over names and sizes of its files."""
+        """SHA-256 over all parts, computed once; of a part that is not in memory, over names and sizes of its files."""
         parts = (self.x_train, self.y_train, self.x_apart, self.y_apart, self.x_test, self.y_test)
         return array_digest(*(_named(part) if isinstance(part, LazyImages) else part for part in parts))
 
