@@ -126,7 +126,7 @@ class Suspect:
         return torch.cat([self._batch(part).cpu() for part in x.split(self.batch_size)])
 
     def raw(self, x: Tensor) -> Tensor:
-        """Send one batch and return the scores as they came, ``(n, K)`` float32 on :attr:`device`. Cost: n queries.
+        """Send one batch and return the scores as they came, ``(n, K)`` float32 on ``device``. Cost: n queries.
 
         :raises AccessError: the suspect answers labels.
         :raises QueryBudgetError: the batch would exceed the budget; it was not sent.
@@ -268,7 +268,7 @@ class Suspect:
         return self._view if self._view is not None else LogitsNetwork(self.classifier, "logits")
 
     def differentiable(self, x: Tensor) -> Tensor:
-        """Send one batch that requires a gradient, and return logits on :attr:`device` with a graph back to it.
+        """Send one batch that requires a gradient, and return logits on ``device`` with a graph back to it.
 
         Channels first. Cost: n queries, and a backward pass of n samples in the caller's hands.
 

@@ -78,12 +78,12 @@ def robustness(
         evasion attack, or a function that makes one for a classifier.
     :param source: Whose examples: ``None``, the classifier's own (white-box, as in Table IV); another classifier:
         transfer.
-    :param outputs: What the attacked model returns; see :func:`.adversarial_examples`.
+    :param outputs: What the attacked model returns; see :func:`~art_fingerprint.core.adversarial.adversarial_examples`.
     :param batch_size: Samples in a batch.
     :param seed: Seed of the attack's draws.
     :param verbose: Show a progress bar.
     :param params: With a name: its parameters, ``eps_space`` and ``engine``; see :class:`.Evasion`.
-    :raises InvalidInputError: as :func:`.adversarial_examples`.
+    :raises InvalidInputError: as :func:`~art_fingerprint.core.adversarial.adversarial_examples`.
 
     Cost: the attack (FGSM 1, PGD ``steps`` forward and backward samples each, DeepFool see :func:`.deepfool`) and 2n
     predictions.
