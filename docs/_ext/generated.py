@@ -125,6 +125,13 @@ def decides_alone(kind: Any) -> bool:
     return kind is verifiers.WeightAlignmentVerifier
 
 
+def short_verifiers() -> list[list[str]]:
+    """Return what the README says of each verifier."""
+    needs = columns(verifier_rows(), "verifier", "metrics", "access to the suspect")
+    costs = columns(verifier_costs(), "source", "status")
+    return [[*need, *cost] for need, cost in zip(needs, costs, strict=True)]
+
+
 def attack_rows() -> list[list[str]]:
     """Return what each attack does, and where it comes from."""
     rows = [["attack", "what it does", "in Table I", "source"]]
@@ -170,6 +177,12 @@ def command_line() -> str:
     return "\n\n".join(parts)
 
 
+def columns(rows: Sequence[Sequence[str]], *names: str) -> list[list[str]]:
+    """Return some columns of rows, by the names in the first."""
+    places = [rows[0].index(name) for name in names]
+    return [[row[place] for place in places] for row in rows]
+
+
 def code(name: str) -> str:
     """Return a class name in code type."""
     return f"`{name}`"
@@ -187,6 +200,8 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "attacks": ("matrix.md", lambda: table(attack_rows())),
     "attacks' needs": ("matrix.md", lambda: table(attack_needs())),
     "verbs": ("command-line.md", command_line),
+    "readme's verifiers": ("../README.md", lambda: table(short_verifiers())),
+    "readme's attacks": ("../README.md", lambda: table(columns(attack_rows(), "attack", "what it does", "source"))),
 }
 
 
@@ -195,7 +210,7 @@ def updated(page: str, name: str, text: str) -> str:
     start, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     if page.count(start) != 1 or page.count(end) != 1:
         raise ValueError(f"The page has no place for {name!r}.")
-    return re.sub(f"{start}.*?{end}", lambda _: f"{start}\n\n{text}\n\n{end}", page, flags=re.DOTALL)
+    return re.sub(f"{start}.*?{end}", lambda _: f"{start}\n{text}\n\n{end}", page, flags=re.DOTALL)
 
 
 def main() -> None:
