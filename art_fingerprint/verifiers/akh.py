@@ -73,7 +73,7 @@ class AKHVerifier(ErrorVerifier):
     Decision rules of the method: ``calibrate(references, rule="fpr")``; or a binomial p-value, the extra ``AKH-p``,
     with ``q0`` the highest match rate of independent models.
 
-    With ``negatives`` in :meth:`extract` (``ref=True`` of the specification) only errors are kept that the share
+    With ``negatives`` in :meth:`extract` only errors are kept that the share
     ``min_right`` of them get right, and suspects that answer scores also get the extra ``AKH-soft``,
     :func:`soft_agreement`. It is a number of standard deviations of independent models, and has no threshold.
 

@@ -22,6 +22,7 @@ from art_fingerprint.zoo.loading import classifier_of
 
 DOCS = Path(__file__).parents[1]
 NB_IMAGES = 1000
+NO_BREAK = "\N{NO-BREAK SPACE}"
 
 # What no class knows of itself: source, and how far the published method is there.
 VERIFIERS: dict[str, tuple[str, str]] = {
@@ -96,7 +97,7 @@ def verifier_rows() -> list[list[str]]:
         for metric in kind.metrics:
             access.setdefault(metric.access, []).append(metric.name)
         needs = "; ".join(f"{what}: {', '.join(names)}" if len(access) > 1 else what for what, names in access.items())
-        metrics = ", ".join(f"{m.name} {'↑' if m.direction == 'similarity' else '↓'}" for m in kind.metrics)
+        metrics = ", ".join(f"{m.name}{NO_BREAK}{'↑' if m.direction == 'similarity' else '↓'}" for m in kind.metrics)
         data = IMAGES[kind.extraction_data]
         rows.append([code(name), metrics, kind.source_access, needs, data, "no" if decides_alone(kind) else "yes"])
     return rows

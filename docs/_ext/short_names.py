@@ -60,6 +60,13 @@ def found_in(module: str | None, dotted: str | None) -> Any:
     return found
 
 
+def signature(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, given: str | None, returned: str | None
+) -> Any:
+    """Write what Sphinx cannot parse, the default of a dataclass' field that is made anew each time, as dots."""
+    return (given.replace("<factory>", "..."), returned) if given else None
+
+
 def at_home(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
     """Leave what a package exports to the package's page, and what a module only imports to that module's."""
     home = getattr(obj, "__module__", None)
@@ -77,7 +84,8 @@ def exports(module: ModuleType) -> Iterator[str]:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Register both."""
+    """Register all three."""
     app.connect("missing-reference", resolve)
     app.connect("autodoc-skip-member", at_home)
+    app.connect("autodoc-process-signature", signature)
     return {"parallel_read_safe": True}
