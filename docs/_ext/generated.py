@@ -26,17 +26,17 @@ NO_BREAK = "\N{NO-BREAK SPACE}"
 
 # What no class knows of itself: source, and how far the published method is there.
 VERIFIERS: dict[str, tuple[str, str]] = {
-    "AKHVerifier": ("Godinot et al., AAAI 2025", "whole"),
-    "CommitteeVerifier": ("Fisher, Cauchy, Holm on p-values; ours", "whole"),
-    "DatasetInferenceVerifier": ("Maini et al., ICLR 2021", "whole; for victims that have memorised their data"),
-    "DeepJudgeVerifier": ("Chen et al., S&P 2022", "whole"),
+    "AKHVerifier": ("Godinot et al., AAAI 2025", "complete"),
+    "CommitteeVerifier": ("Fisher, Cauchy, Holm on p-values; ours", "complete"),
+    "DatasetInferenceVerifier": ("Maini et al., ICLR 2021", "complete; for victims that have memorised their data"),
+    "DeepJudgeVerifier": ("Chen et al., S&P 2022", "complete"),
     "FBIVerifier": ("Maho et al., TIFS 2023", "without the search among many known models"),
-    "IPGuardVerifier": ("Cao et al., AsiaCCS 2021", "whole"),
-    "ModelDiffVerifier": ("Li et al., ISSTA 2021", "whole"),
-    "RobustnessVerifier": ("RemovalNet, section 5.1", "whole; thresholds ours"),
+    "IPGuardVerifier": ("Cao et al., AsiaCCS 2021", "complete"),
+    "ModelDiffVerifier": ("Li et al., ISSTA 2021", "complete"),
+    "RobustnessVerifier": ("RemovalNet, section 5.1", "complete; thresholds ours"),
     "SACVerifier": ("Guan et al., NeurIPS 2022", "without SAC-w"),
-    "WeightAlignmentVerifier": ("ours; matching after Git Re-Basin, ICLR 2023", "whole"),
-    "ZestVerifier": ("Jia et al., ICLR 2022", "whole"),
+    "WeightAlignmentVerifier": ("ours; matching after Git Re-Basin, ICLR 2023", "complete"),
+    "ZestVerifier": ("Jia et al., ICLR 2022", "complete"),
 }
 SOK = "toolbox of Lukas et al., S&P 2022"
 ATTACKS: dict[str, tuple[str, str]] = {

@@ -39,15 +39,12 @@ def quickstart(scope: Scope) -> None:
 
 def query_only(scope: Scope) -> None:
     says(scope["verdict"], True)
+    says(scope["strangers_verdict"], False)
     says(scope["short"], None)
     says(scope["label_verdict"], True)
     assert 0 < scope["verdict"].queries <= 5000
     assert scope["short"].queries <= 50
     assert scope["label_verdict"].queries == 50
-
-
-def adaptive(scope: Scope) -> None:
-    assert len(scope["row"]) == 2
 
 
 def own_verifier(scope: Scope) -> None:
@@ -56,7 +53,6 @@ def own_verifier(scope: Scope) -> None:
 
 # What a page says of its results.
 CHECKS: dict[str, Callable[[Scope], None]] = {
-    "docs/adaptive-attacks.md": adaptive,
     "docs/howto/own-verifier.md": own_verifier,
     "docs/howto/query-only.md": query_only,
     "docs/quickstart.md": quickstart,
@@ -120,6 +116,32 @@ def test_command_lines_are_understood(line: str) -> None:
         assert experiment(parsed.name)
     if found.get("plan"):
         assert (ROOT / parsed.plan).is_file()
+
+
+def test_saved_models_are_what_the_command_line_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The files of docs/command-line.md go through an attack, an extraction and a verdict."""
+    monkeypatch.chdir(tmp_path)
+    exec(compile(blocks(ROOT / "docs" / "command-line.md", "python")[0], "command-line.md", "exec"), {})
+    model = "--model mymodels:make --weights W.pt --data D.npz --device cpu --quiet"
+    few = "--set nb_images=10 --set nb_masks=20 --references W.pt"
+    assert cli.main(f"attack --attack WeightNoiseAttack {model} --out S.safetensors".split()) == 0
+    assert cli.main(f"extract --verifier Zest {model} --out V.safetensors {few}".split()) == 2
+    assert "is the victim itself" in capsys.readouterr().err
+    suspect = "--model mymodels:make --weights S.safetensors --device cpu"
+    assert cli.main(f"verify --fingerprint V.safetensors {suspect} --fail-if-derived".split()) == 0
+    assert "undecided: not calibrated" in capsys.readouterr().out
+
+
+def test_short_command_lines_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Lists, and the outline of a grid."""
+    monkeypatch.chdir(ROOT)
+    lines = {case.values[0] for case in command_lines()}
+    for line in lines:
+        if " list " in line or "--dry-run" in line:
+            assert cli.main(shlex.split(line, comments=True)[1:]) == 0
+    assert "Nothing was run." in capsys.readouterr().out
 
 
 def test_there_are_command_lines() -> None:
