@@ -3,13 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= runs/digits
 # One process for each core, up to four; the tests of a file share what they set up.
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+PYTEST_IN = $(1)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+PYTEST := $(call PYTEST_IN,.venv) $(if $(COVERAGE),--cov --cov-report=term --cov-report=xml --cov-fail-under=$(COVERAGE))
 
-.PHONY: demo test test-slow lint bench constraints clean
+.PHONY: demo test test-slow test-oldest test-newest lint docs wheel bench constraints clean
 
 demo: .venv/ready
 	$(BIN)/art-fingerprint bench --preset digits --out $(DEMO)
 
+# `make test COVERAGE=92` also counts the lines of the package that run, and fails below 92 %.
 test: .venv/ready
 	$(PYTEST)
 
@@ -20,6 +22,39 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The default tests with the oldest versions that pyproject.toml allows, and with the newest that there are.
+test-oldest: .venv-oldest/ready
+	$(call PYTEST_IN,.venv-oldest)
+
+test-newest: .venv-newest/ready
+	$(call PYTEST_IN,.venv-newest)
+
+.venv-oldest/ready: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv --clear .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	.venv-oldest/bin/python -m pip install --quiet -c constraints-oldest.txt -e ".[all]" --group test
+	touch $@
+
+.venv-newest/ready: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	.venv-newest/bin/python -m pip install --quiet --upgrade -e ".[all]" --group test
+	touch $@
+
+# Warnings are errors. The pages are docs/_build/index.html.
+docs: .venv/ready
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build
+
+# What users get: the wheel alone, in an environment of its own, away from the sources.
+wheel: .venv/ready
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(PYTHON) -m venv build/clean
+	build/clean/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	build/clean/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
+	cd build && clean/bin/python -c "import art_fingerprint.attacks, art_fingerprint.verifiers, art_fingerprint.reporting.published as p; print(p.__file__)"
+	cd build && clean/bin/art-fingerprint list verifiers && clean/bin/art-fingerprint doctor
 
 bench: .venv/ready
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
@@ -39,6 +74,9 @@ constraints:
 	  uv pip compile pyproject.toml --extra all --group dev --universal --python-version 3.10 -c .pair.txt \
 	    --no-header --no-annotate --no-emit-index-url --quiet; } > constraints.new
 	mv constraints.new constraints.txt && rm .pair.txt
+	{ echo '# The oldest versions that pyproject.toml allows, for `make test-oldest`. Made by `make constraints`.'; \
+	  uv pip compile pyproject.toml --extra all --group test --universal --python-version 3.10 \
+	    --resolution lowest-direct --no-header --no-annotate --no-emit-index-url --quiet; } > constraints-oldest.txt
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-oldest .venv-newest build dist docs/_build runs

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 
-os.environ.setdefault("ART_DATA_PATH", tempfile.mkdtemp(prefix="art-data-"))
+if "ART_DATA_PATH" not in os.environ:
+    os.environ["ART_DATA_PATH"] = tempfile.mkdtemp(prefix="art-data-")
+    atexit.register(shutil.rmtree, os.environ["ART_DATA_PATH"], ignore_errors=True)
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402

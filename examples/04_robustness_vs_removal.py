@@ -1,6 +1,6 @@
 """Every attack of the package on one victim: what it gains against each verifier, and what robustness it loses.
 
-Run:  python examples/robustness_vs_removal.py [--quick] [--out DIR]     (under three minutes on two CPU cores)
+Run:  python examples/04_robustness_vs_removal.py [--quick] [--out DIR]     (under three minutes on two CPU cores)
 
 Writes the rows of the run, tradeoff.md and, with matplotlib, tradeoff.png. A second run in that folder repeats nothing.
 """

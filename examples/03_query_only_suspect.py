@@ -1,6 +1,6 @@
 """Judge services of others with nothing but two fingerprint files: no victim, no references, no network to look into.
 
-Run:  python examples/02_third_party.py [--quick]     (two minutes on two CPU cores; --quick: half a minute)
+Run:  python examples/03_query_only_suspect.py [--quick]     (two minutes on two CPU cores; --quick: half a minute)
 """
 
 from __future__ import annotations
