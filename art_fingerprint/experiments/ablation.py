@@ -13,11 +13,12 @@ from art_fingerprint.experiments.experiment import (
     Experiment,
     Findings,
     Model,
-    Run,
+    Row,
     Seeds,
     band,
     directions,
     models_of,
+    places,
     planned,
     removal_rows,
     scaled,
@@ -56,11 +57,11 @@ def plan(preset: Preset, seeds: Seeds) -> Plan:
     return planned("fig8", preset, seeds, attacks)
 
 
-def read(run: Run) -> Findings:
+def read(rows: Sequence[Row]) -> Findings:
     """Return accuracy and metrics for each weight over seeds, and the figure."""
-    models = [model for model in models_of(run.rows) if model.role != "reference"]
-    known = directions(run.rows)
-    values = {label: float(label.rpartition("@")[2]) for label in run.preset.attacks}
+    models = [model for model in models_of(rows) if model.role != "reference"]
+    known = directions(rows)
+    values = places(rows)
     return Findings({"": Sheet(metric_cells(models, known, values))}, lambda: draw(models, known, values))
 
 
@@ -130,4 +131,4 @@ def _bars(
     axes.set_xticks(places, ticks)
 
 
-FIG8 = Experiment("ablation of RemovalNet's weights", plan, read)
+FIG8 = Experiment("ablation of RemovalNet's weights", plan, from_rows=read)

@@ -11,11 +11,12 @@ from art_fingerprint.experiments.experiment import (
     Experiment,
     Findings,
     Model,
-    Run,
+    Row,
     Seeds,
     band,
     directions,
     models_of,
+    places,
     planned,
     removal_rows,
     scaled,
@@ -44,11 +45,11 @@ def plan(preset: Preset, seeds: Seeds) -> Plan:
     return planned("fig6", preset, seeds, attacks)
 
 
-def read(run: Run) -> Findings:
+def read(rows: Sequence[Row]) -> Findings:
     """Return accuracy and metrics for each share over seeds, and the figure."""
-    models = [model for model in models_of(run.rows) if model.role != "reference"]
-    known = directions(run.rows)
-    ratios = {label: float(setting.ratio or 0.0) for label, setting in run.preset.attacks.items()}
+    models = [model for model in models_of(rows) if model.role != "reference"]
+    known = directions(rows)
+    ratios = places(rows)
     missing = [label for label in ratios if not any(model.label == label for model in models)]
     notes = (f"Could not be run, too little data: {', '.join(missing)}.",) if missing else ()
     return Findings({"": Sheet(metric_cells(models, known, ratios), notes)}, lambda: draw(models, known, ratios))
@@ -92,4 +93,4 @@ def draw(models: Sequence[Model], known: Mapping[str, str], ratios: Mapping[str,
     return figure
 
 
-FIG6 = Experiment("RemovalNet with 2 to 20 % of the data", plan, read)
+FIG6 = Experiment("RemovalNet with 2 to 20 % of the data", plan, from_rows=read)
