@@ -33,10 +33,10 @@ _FORMS = {"robustness": ("md", "csv"), "tradeoff": ("md", "csv")}  # the others 
 def write_report(folder: Path, published: str | None = None) -> bool:
     """Write tables, figure and HTML report into a run's folder, print the tables, and tell whether no cell failed.
 
-    ``table`` (Table I), ``verifiers``, ``verdicts`` and ``published`` (where the paper has the data set, or one near it)
-    are written as Markdown, comma-separated values and LaTeX; ``robustness`` (Table IV) and ``tradeoff`` without LaTeX,
-    as far as the rows have them. A folder with rows of several presets gets the same files, with a table for each
-    preset. Rows of experiments go into the report, below their preset.
+    ``table`` (Table I), ``verifiers``, ``verdicts`` and ``published`` (where the paper has the data set, or one near
+    it) are written as Markdown, comma-separated values and LaTeX; ``robustness`` (Table IV) and ``tradeoff`` without
+    LaTeX, as far as the rows have them. A folder with rows of several presets gets the same files, with a table for
+    each preset. Rows of experiments go into the report, below their preset.
 
     :param folder: Folder of a run.
     :param published: Print the paper's numbers beside ours, too: of this data set; empty for the rows' own, or the

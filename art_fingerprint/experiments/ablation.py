@@ -67,7 +67,7 @@ def read(rows: Sequence[Row]) -> Findings:
 
 def draw(models: Sequence[Model], known: Mapping[str, str], values: Mapping[str, float]) -> Figure:
     """Draw a row for each weight: bars of accuracy, of scaled distances, and of scaled similarities."""
-    figure = new_figure(13.0, 8.4)
+    figure = new_figure(11.0, 7.6)
     panels = figure.subplots(len(_SYMBOLS), 3, squeeze=False, sharey="col")
     shares = {name: scaled(models, name, None) for name in known}
     kinds = {kind: [n for n, d in known.items() if d == kind] for kind in ("distance", "similarity")}
@@ -96,7 +96,7 @@ def draw(models: Sequence[Model], known: Mapping[str, str], values: Mapping[str,
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7, frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     figure.supxlabel(
-        "bars: mean over seeds, lines: least to greatest; distances and similarities scaled by the extremes of all "
+        "bars: mean over seeds, lines: least to greatest\nDistances and similarities: scaled by the extremes of all "
         "models, the victim among them: a high distance and a low similarity evade",
         fontsize=8,
         color="#555555",
@@ -128,6 +128,7 @@ def _bars(
             gid=name,
             error_kw={"elinewidth": 0.8, "ecolor": "#333333"},
         )
+    axes.set_axisbelow(True)
     axes.set_xticks(places, ticks)
 
 

@@ -100,7 +100,8 @@ def draw(
     shown = [name for name in known if any(name in model.metrics for model in models)][:MOST_METRICS]
     lines = -(-len(shown) // COLUMNS_BELOW)
     figure = new_figure(max(4.3 * len(rows), 8.6), 5.4 + 2.3 * lines)
-    above, below = figure.subfigures(2, 1, height_ratios=(5.4, max(2.3 * lines, 0.1)))
+    both = figure.subfigures(2, 1, height_ratios=(5.4, max(2.3 * lines, 0.1)), squeeze=False)
+    above, below = both[:, 0]
     panels = above.subplots(2, max(len(rows), 1), squeeze=False, sharey="row", sharex="col")
     distances = {name: scaled(models, name, known[name]) for name in shown}
     for column, (row, path) in enumerate(paths.items()):

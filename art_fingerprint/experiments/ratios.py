@@ -58,7 +58,7 @@ def read(rows: Sequence[Row]) -> Findings:
 def draw(models: Sequence[Model], known: Mapping[str, str], ratios: Mapping[str, float]) -> Figure:
     """Draw accuracy over the share for all rows, and each row's scaled metrics."""
     rows = list(dict.fromkeys(label.rpartition("@")[0] for label in ratios))
-    figure = new_figure(4.2 * (len(rows) + 1) + 1.0, 4.2)
+    figure = new_figure(3.4 * (len(rows) + 1) + 1.0, 3.9)
     panels = figure.subplots(1, len(rows) + 1, squeeze=False).reshape(-1)
     victim = next((model.accuracy for model in models if model.role == "victim"), None)
     values = {name: scaled(models, name, direction) for name, direction in known.items()}
@@ -85,8 +85,8 @@ def draw(models: Sequence[Model], known: Mapping[str, str], ratios: Mapping[str,
     handles, names = panels[1].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right center", fontsize=8, frameon=False)
     figure.supxlabel(
-        "share of the training set's size that the attacker holds; bands: least to greatest over seeds. Distances: "
-        "scaled by the extremes of all models, similarities turned round.",
+        "share of the training set's size that the attacker holds; bands: least to greatest over seeds\nDistances: "
+        "scaled by the extremes of all models, similarities turned round: 1 is far from the victim",
         fontsize=8,
         color="#555555",
     )

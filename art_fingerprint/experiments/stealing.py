@@ -91,9 +91,7 @@ class Contest:
         return None if mine is None or not theirs else 1 - mine / theirs
 
 
-def contests(
-    models: Sequence[Model], iterations: Mapping[str, int], checkpoints: Mapping[str, float]
-) -> list[Contest]:
+def contests(models: Sequence[Model], iterations: Mapping[str, int], checkpoints: Mapping[str, float]) -> list[Contest]:
     """Return the contests of a run.
 
     :param models: All models.
@@ -194,7 +192,7 @@ def curve_cells(found: Sequence[Contest]) -> list[list[str]]:
 
 def draw(found: Sequence[Contest], victim: float | None) -> Figure:
     """Draw KnockoffNets' learning curves over each unit of cost; RemovalNet is a point with a line at its accuracy."""
-    figure = new_figure(12.5, 4.4)
+    figure = new_figure(11.0, 4.0)
     panels = figure.subplots(1, len(UNITS), sharey=True)
     for unit, axes in enumerate(panels):
         for contest in found:

@@ -1,4 +1,4 @@
-"""Our lines of Table I beside those that the RemovalNet paper prints: numbers, verdicts, settings, and why they differ."""
+"""Our lines of Table I beside the RemovalNet paper's: numbers, verdicts, settings, and why they differ."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ Row = Mapping[str, Any]
 _WORDS = {True: "derived", False: "not derived"}
 _UNKNOWN = "not known"
 _NO_WHY = "-"
+_HEADINGS = {name: heading for name, heading, _ in COLUMNS}
 
 
 def beside_published(table: Table, published: PublishedTable) -> Sheet:
@@ -118,7 +119,15 @@ def agreement(rows: Iterable[Row], published: PublishedTable) -> Agreement:
             same += theirs is ours
             if theirs is not ours:
                 why = _reason(kept, table.dataset, name, row.label)
-                cells.append([row.label, name, f"{_WORDS[theirs]} ({printed})", f"{_WORDS[ours]} ({share})", why])
+                cells.append(
+                    [
+                        row.label,
+                        _HEADINGS.get(name, name),
+                        f"{_WORDS[theirs]} ({printed})",
+                        f"{_WORDS[ours]} ({share})",
+                        why,
+                    ]
+                )
     return Agreement(same, total, Sheet(cells))
 
 
@@ -129,7 +138,7 @@ def _flags(rows: Iterable[Row], label: str, metric: str) -> tuple[list[bool], An
 
 
 def _reason(rows: Iterable[Row], dataset: str, metric: str, label: str) -> str:
-    for reason in (*REASONS.get(plain_name(dataset), ()), *REASONS[""]):
+    for reason in REASONS.get(plain_name(dataset), ()):
         fits = label.startswith(reason.rows) and (not reason.metrics or metric in reason.metrics)
         if fits and all(value in _values(rows, *key).values() for key, value in reason.needs.items()):
             return reason.text
@@ -147,18 +156,18 @@ def settings_beside(rows: Iterable[Row], published: PublishedTable) -> Sheet | N
     removal = REMOVAL_ROWS.get(published.dataset, {})
     cells = [["Setting", "Paper and its code", "Here", "Why"]]
     for setting in SETTINGS:
-        theirs, ours = [], []
+        found = []
         for label, value in _values(kept, setting.of, setting.name).items():
             if setting.of == "RemovalNetAttack" and label not in removal:
                 continue
             paper = preset_row(removal[label])[setting.name] if setting.paper is None else setting.paper
             if value != paper:
-                theirs.append(_plain(paper))
-                ours.append(_plain(value))
-        if ours:
-            columns = (", ".join(dict.fromkeys(column)) for column in (theirs, ours))
-            why = setting.why.get(plain_name(str(kept[0]["dataset"])), _NO_WHY)
-            cells.append([setting.says, *columns, why])
+                found.append((paper, value))
+        if found:
+            theirs, ours = (", ".join(dict.fromkeys(map(_plain, column))) for column in zip(*found, strict=True))
+            explained, why = setting.why.get(plain_name(str(kept[0]["dataset"])), (None, _NO_WHY))
+            holds = all(value == explained for _, value in found)
+            cells.append([setting.says, theirs, ours, why if holds else _NO_WHY])
     return Sheet(cells) if len(cells) > 1 else None
 
 

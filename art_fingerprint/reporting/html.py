@@ -26,8 +26,8 @@ from art_fingerprint.verifiers.verdict import combine
 Row = Mapping[str, Any]
 _MOST_NOTES = 8  # cells without a result that are listed unfolded
 _KEY = (
-    "<span class='key right'>right</span> for a model derived from the victim, <span class='key wrong'>wrong</span> for "
-    "an independent one, and the other way round"
+    "<span class='key right'>right</span> for a model derived from the victim, <span class='key wrong'>wrong</span> "
+    "for an independent one, and the other way round"
 )
 
 
@@ -50,8 +50,9 @@ def report(
     exhibits, given, experiments = exhibits or {}, given or Provenance(), experiments or {}
     kept = list(rows)
     groups = by_preset(kept) if kept or not exhibits else {}
-    victims = []
-    for number, preset in enumerate(dict.fromkeys([*groups, *exhibits]), 1):
+    presets = list(dict.fromkeys([*groups, *exhibits]))
+    names, victims = [], []
+    for number, preset in enumerate(presets, 1):
         own = groups.get(preset, [])
         inner = experiments.get(preset, {})
         newest = own or [row for found in inner.values() for row in found]
@@ -60,11 +61,10 @@ def report(
         parts = [] if not own else _own_parts(own, beside, f"v{number}")
         parts += _exhibits(exhibits.get(preset, ()), f"v{number}")
         parts.append(_how(preset, own, inner, given))
-        title = f"art_fingerprint: {preset if len(groups) > 1 else dataset}"
-        victims.append(Part(title, _glance(own) if own else paragraph(_NO_GRID, "note"), tuple(parts)))
-    title = victims[0].title if len(victims) == 1 else f"art_fingerprint: {', '.join([*groups, *exhibits])}"
+        names.append(preset if len(presets) > 1 else dataset)
+        victims.append(Part(names[-1], _glance(own) if own else paragraph(_NO_GRID, "note"), tuple(parts)))
     subtitle = "Which models do the verifiers recognise as derived from the victim, and which do they accuse wrongly?"
-    return page(title, subtitle, victims)
+    return page(f"art_fingerprint: {', '.join(names)}", subtitle, victims)
 
 
 _NO_GRID = "These rows are of experiments alone: art-fingerprint bench gives tables and verdicts of the whole grid."
@@ -140,8 +140,8 @@ def _table(table: Table) -> str:
         return _mark(combine(line.derived), line.role == "surrogate")
 
     return (
-        "<p>Layout of the RemovalNet paper's Table I; mean ± sample standard deviation over seeds. <em>Ownership?</em> is "
-        f"Yes if most metrics of most seeds pass their threshold: {_KEY}.</p>"
+        "<p>Layout of the RemovalNet paper's Table I; mean ± sample standard deviation over seeds. <em>Ownership?</em> "
+        f"is Yes if most metrics of most seeds pass their threshold: {_KEY}.</p>"
         f"{sheet(Sheet(found, rule_before_last=True), mark=mark)}{_missing(table.notes)}"
     )
 
@@ -194,8 +194,8 @@ def _published(rows: Sequence[Row], table: Table, beside: Counterpart) -> Part:
         parts.append("<h3>Verdicts that differ</h3>")
         parts.append(
             paragraph(
-                f"{found.same} of {found.total} verdicts, of each metric and by majority, are the paper's: ours by most "
-                "seeds, the paper's by its mean and its threshold."
+                f"{found.same} of {found.total} verdicts, of each metric and by majority, are the paper's: ours by "
+                "most seeds, the paper's by its mean and its threshold."
             )
         )
         if found.same < found.total:
@@ -213,9 +213,10 @@ def _robustness(rows: Sequence[Row], prefix: str) -> list[Part]:
         parts.append(
             Part(
                 "Robustness against evasion",
-                "<p>Layout of Table IV: accuracy under attack (Rob), each model attacked with its own examples, and its "
-                "distance to the victim's (RobD). The last but one column says how many of an attack's examples lie so "
-                f"close to a decision boundary that their class is a matter of rounding.</p>{sheet(Sheet(table_four(rows)))}",
+                "<p>Layout of Table IV: accuracy under attack (Rob), each model attacked with its own examples, and "
+                "its distance to the victim's (RobD). The last but one column says how many of an attack's examples "
+                "lie so close to a decision boundary that their class is a matter of rounding.</p>"
+                f"{sheet(Sheet(table_four(rows)))}",
             )
         )
     with suppress(InvalidInputError):  # no reference models, or other evasion attacks
@@ -225,8 +226,8 @@ def _robustness(rows: Sequence[Row], prefix: str) -> list[Part]:
             Part(
                 "Robustness and removal",
                 "<p>What each attack gains and what it costs. Distance gained, for each verifier: 0 is a copy of the "
-                "victim, 1 an average reference model. A good removal attack keeps both accuracies and gains a distance "
-                f"of 1 from every verifier.</p>{picture}{sheet(Sheet(tradeoff_cells(points)))}",
+                "victim, 1 an average reference model. A good removal attack keeps both accuracies and gains a "
+                f"distance of 1 from every verifier.</p>{picture}{sheet(Sheet(tradeoff_cells(points)))}",
             )
         )
     return parts

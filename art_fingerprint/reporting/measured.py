@@ -17,6 +17,7 @@ from art_fingerprint.zoo.presets import PRESETS
 Row = Mapping[str, Any]
 _SOURCES = {"train": "training set", "subset": "subset of the training set", "apart": "held apart"}
 _LONGEST = 300  # characters of a parameter
+_NO_PLAN = "the folder has no plan of these rows"
 _NOT_RECORDED = "not recorded in these rows"
 
 
@@ -52,11 +53,11 @@ def facts(rows: Iterable[Row], given: Provenance) -> Sheet:
         ("Data set", str(kept[0]["dataset"]) + (f", {_arguments(o)}" if (o := plan.get("dataset_options")) else "")),
         ("Data, SHA-256", _data(kept)),
         ("Victim", f"{kept[0]['victim']} (digest of all that makes it)"),
-        ("Architecture", str(plan.get("architecture", "see the plan of the run"))),
+        ("Architecture", str(plan.get("architecture", _NO_PLAN))),
         ("Seeds of the attacks", _listed(seeds_of(kept))),
         ("Reference models", str(len(models["reference"]))),
         ("Negatives", str(len(models["negative"]))),
-        ("Thresholds", _arguments(plan.get("calibration") or {}) or "the reference nearest to the victim"),
+        ("Thresholds", _thresholds(plan)),
         ("Versions", "; ".join(_distinct(_arguments(row["versions"], " ") for row in kept))),
         ("Device", ", ".join(_distinct(str(row["device"]) for row in kept))),
         ("Measured", _span(kept)),
@@ -167,6 +168,12 @@ def _seeds_argument(seeds: Sequence[int]) -> str:
 def _data(rows: Sequence[Row]) -> str:
     digests = _distinct(str(row["data"]) for row in rows if row.get("data"))
     return ", ".join(digests) or f"{_NOT_RECORDED}; the victim's digest covers it"
+
+
+def _thresholds(plan: Mapping[str, Any]) -> str:
+    if "calibration" not in plan:
+        return _NO_PLAN
+    return _arguments(plan["calibration"]) or "the value of the reference nearest to the victim"
 
 
 def _span(rows: Sequence[Row]) -> str:

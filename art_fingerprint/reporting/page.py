@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from art_fingerprint.reporting.layout import Sheet
 
+_MANY_COLUMNS = 10
 _STYLE = """
 :root{color-scheme:light;--ink:#1b1f24;--soft:#57606a;--line:#d8dee4;--faint:#f6f8fa;--accent:#0b5cad;
 --right:#d9efe4;--wrong:#fbdccb}
@@ -16,14 +17,14 @@ html{scroll-padding-top:1rem}
 body{font:15px/1.55 system-ui,-apple-system,'Segoe UI',Roboto,sans-serif;margin:0;color:var(--ink);background:#fff}
 header{padding:2rem 1.25rem 1.25rem;border-bottom:1px solid var(--line);background:var(--faint)}
 header>*,.frame{max-width:86rem;margin-inline:auto}
-header p{margin-top:.3rem;margin-bottom:0;color:var(--soft)}
+header p{margin-top:.3rem;margin-bottom:0;max-width:86rem;color:var(--soft)}
 .frame{padding:0 1.25rem 4rem;display:grid;grid-template-columns:minmax(0,1fr);gap:2rem}
 nav{font-size:13.5px;line-height:1.4}nav ul{list-style:none;margin:0;padding:0}nav ul ul{padding-left:.9rem}
 nav li{margin:.28rem 0;overflow-wrap:anywhere}nav a{color:var(--soft);text-decoration:none}
 nav a:hover{color:var(--accent);text-decoration:underline}nav>ul>li>a{color:var(--ink);font-weight:600}
 nav.top{margin-top:1rem}nav.side{display:none}
 h1{font-size:1.75rem;line-height:1.2;margin:0;overflow-wrap:anywhere}
-section>h1{margin:2.2rem 0 0}
+section{padding-top:1.1rem}section>h1{margin:2.2rem 0 0}
 h2{font-size:1.28rem;margin:2.8rem 0 .5rem;padding-top:1.1rem;border-top:1px solid var(--line)}
 h3{font-size:1.05rem;margin:1.8rem 0 .3rem}h4{margin:1.2rem 0 .2rem;font-size:.95rem}
 h5{font-size:13.5px;margin:0 0 .2rem;font-weight:600}
@@ -35,11 +36,12 @@ li{margin:.2rem 0;overflow-wrap:anywhere}
 linear-gradient(to left,#fff 30%,#fff0) right/2rem 100%,linear-gradient(to right,#0002,#0000) left/.7rem 100%,
 linear-gradient(to left,#0002,#0000) right/.7rem 100%;background-repeat:no-repeat;
 background-attachment:local,local,scroll,scroll}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:13px;line-height:1.4}
+table{border-collapse:separate;border-spacing:0;font-variant-numeric:tabular-nums;font-size:13px;line-height:1.4}
 th,td{padding:.34rem .5rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
 thead th{border-bottom:2px solid var(--ink);vertical-align:bottom;font-weight:600;white-space:normal}
 th:first-child,td:first-child{text-align:left;padding-left:.2rem}
-tr.sum td{font-weight:600}
+table.dense{font-size:12.5px}table.dense th,table.dense td{padding-inline:.34rem}
+.wide th:first-child,.wide td:first-child{position:sticky;left:0;background:#fff;z-index:1}
 tbody tr:hover td{background-color:#1b1f240b}
 tr.limit td{border-top:2px solid var(--ink);font-weight:600}
 table.words td,table.words th{text-align:left;white-space:normal;vertical-align:top}
@@ -62,7 +64,7 @@ details{border:1px solid var(--line);border-radius:.5rem;padding:.15rem .9rem;ma
 details[open]{padding-bottom:.6rem}
 summary{cursor:pointer;font-weight:600;padding:.4rem 0}summary .note{font-weight:400}
 .strips{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(26rem,100%),1fr));gap:1.4rem 2rem;margin:.6rem 0}
-.strips .wide{margin:0}.strips svg{min-width:22rem}.strips text{fill:#333;font-size:12px}
+.strips .wide{margin:0}.strips svg{min-width:18rem}.strips text{fill:#333;font-size:12px}
 .strips .grid{stroke:#e4e8ec}.strips .limit{stroke:#333;stroke-width:1.5}.strips .side{fill:#d55e00;fill-opacity:.12}
 .strips circle{fill-opacity:.75;stroke:#fff;stroke-width:.7}
 figure{margin:0;min-width:0}svg{display:block;width:100%;height:auto}img{display:block;height:auto;max-width:100%}
@@ -73,7 +75,8 @@ max-height:24rem;margin:.6rem 0;white-space:pre-wrap;overflow-wrap:anywhere}
 @media(min-width:70rem){.frame{grid-template-columns:12rem minmax(0,1fr)}nav.top{display:none}
 nav.side{display:block;position:sticky;top:0;align-self:start;max-height:100vh;overflow-y:auto;padding:2.2rem 0}}
 @media(max-width:40rem){header{padding-top:1.3rem}.frame{padding-inline:.9rem}h1{font-size:1.45rem}
-table.facts td{display:block;width:auto;border-bottom:0;padding:.1rem 0}table.facts td:first-child{width:auto;padding-top:.5rem}
+table.facts td{display:block;width:auto;border-bottom:0;padding:.1rem 0}
+table.facts td:first-child{width:auto;padding-top:.5rem}
 table.facts tr{border-bottom:1px solid var(--line);display:block;padding-bottom:.4rem}
 table.facts,table.facts tbody{display:block}}
 @media print{body{font-size:10.5pt}nav{display:none!important}.frame{display:block}
@@ -150,6 +153,7 @@ def sheet(table: Sheet, style: str = "", mark: Callable[[int, int], str] = lambd
     :param mark: The class of a cell, by row and column of the body; empty for none.
     """
     head, *body = table.cells
+    style = f"{style} dense".strip() if len(head) >= _MANY_COLUMNS else style
     lines = []
     for number, row in enumerate(body):
         limit = " class='limit'" if table.rule_before_last and number == len(body) - 1 else ""
@@ -184,7 +188,9 @@ def folded(summary: str, body: str, is_open: bool = False, style: str = "") -> s
     :param is_open: Whether it is unfolded at first.
     :param style: Classes.
     """
-    return f"<details{_class(style)}{' open' if is_open else ''}><summary>{html.escape(summary)}</summary>{body}</details>"
+    return (
+        f"<details{_class(style)}{' open' if is_open else ''}><summary>{html.escape(summary)}</summary>{body}</details>"
+    )
 
 
 def tiles(values: Iterable[tuple[str, str]]) -> str:

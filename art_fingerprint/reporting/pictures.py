@@ -85,7 +85,9 @@ def inline_png(content: bytes, label: str) -> str:
     if not content.startswith(_PNG):
         raise ValueError("it is not a PNG file")
     if len(content) > MOST_BYTES:
-        raise ValueError(f"it has {len(content) / 1e6:.1f} MB, more than the {MOST_BYTES / 1e6:.0f} MB that are embedded")
+        raise ValueError(
+            f"it has {len(content) / 1e6:.1f} MB, more than the {MOST_BYTES / 1e6:.0f} MB that are embedded"
+        )
     width, height = (int.from_bytes(content[place : place + 4], "big") for place in (16, 20))
     data = base64.b64encode(content).decode("ascii")
     return (
