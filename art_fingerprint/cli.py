@@ -131,7 +131,7 @@ def _setting(text: str) -> tuple[str, Any]:
 
 def _seeds(text: str) -> int | list[int]:
     try:
-        return [int(part) for part in text.split(",") if part] if "," in text else int(text)
+        return [int(part) for part in text.split(",")] if "," in text else int(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"a number, or seeds with commas between them, got {text!r}") from error
 

@@ -121,7 +121,7 @@ def models_of(rows: Iterable[Row]) -> list[Model]:
             for name, result in row["metrics"].items()
             if result["value"] is not None
         }
-        passes = (own[0]["cost"] or {}).get("forward_equivalents")
+        passes = (own[0].get("cost") or {}).get("forward_equivalents")
         accuracy = 100 * own[0]["accuracy"]
         found.append(Model(label, own[0]["role"], seed, accuracy, metrics, passes, own[0]["attack_seconds"]))
     return found

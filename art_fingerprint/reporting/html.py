@@ -188,7 +188,9 @@ def _published(rows: Sequence[Row], table: Table, beside: Counterpart) -> Part:
             "size of the numbers."
         )
     numbers = beside_published(table, paper)
-    parts = [paragraph(about), sheet(numbers, "pairs")]
+    head, *body = numbers.cells
+    short = [[label, source.partition(":")[0], *values] for label, source, *values in body]
+    parts = [paragraph(about), sheet(Sheet([head, *short], numbers.notes), "pairs")]
     found = agreement(rows, paper)
     if found.total:
         parts.append("<h3>Verdicts that differ</h3>")

@@ -140,10 +140,10 @@ def commands(
     if rows and given.victim(preset):
         found.append("art-fingerprint bench --plan plan.json --out DIR")
     elif rows and preset in PRESETS:
-        found.append(f"art-fingerprint bench --preset {name} --seeds {_seeds_argument(seeds_of(rows))} --out DIR")
+        found.append(f"art-fingerprint bench --preset {name} {_seeds_argument(seeds_of(rows))}")
     if preset in PRESETS:
         found += [
-            f"art-fingerprint experiment {label} --preset {name} --seeds {_seeds_argument(seeds_of(own))} --out DIR"
+            f"art-fingerprint experiment {label} --preset {name} {_seeds_argument(seeds_of(own))}"
             for label, own in experiments.items()
         ]
     return [*found, "art-fingerprint report DIR"]
@@ -161,8 +161,10 @@ def seeds_of(rows: Iterable[Row]) -> list[int]:
 
 def _seeds_argument(seeds: Sequence[int]) -> str:
     if list(seeds) == list(range(len(seeds))):
-        return str(len(seeds) or 1)
-    return ",".join(map(str, seeds)) + ("," if len(seeds) == 1 else "")
+        return f"--seeds {len(seeds) or 1} --out DIR"
+    if len(seeds) == 1:  # a number alone says how many
+        return f"--out DIR  # with seeds: [{seeds[0]}], from Python or a plan"
+    return f"--seeds {','.join(map(str, seeds))} --out DIR"
 
 
 def _data(rows: Sequence[Row]) -> str:

@@ -69,7 +69,8 @@ def inline_svg(figure: Figure, prefix: str, label: str) -> str:
     head, _, body = svg.partition(">")
     (box,) = re.findall(r'viewBox="([^"]*)"', head)
     body = _DROPPED.sub("", body)
-    body = re.sub(r"<[^>]*>", lambda tag: _shorter(tag[0], prefix), body)  # not what stands between tags
+    names: dict[str, str] = {}  # matplotlib's own differ from run to run
+    body = re.sub(r"<[^>]*>", lambda tag: _shorter(tag[0], prefix, names), body)  # not what stands between tags
     width = float(box.split()[2])
     return (
         f"<svg viewBox='{box}' role='img' aria-label='{html.escape(label)}' stroke-linejoin='round' "
@@ -96,7 +97,10 @@ def inline_png(content: bytes, label: str) -> str:
     )
 
 
-def _shorter(tag: str, prefix: str) -> str:
+def _shorter(tag: str, prefix: str, names: dict[str, str]) -> str:
+    def named(found: re.Match[str]) -> str:
+        return found[1] + names.setdefault(found[2], f"{prefix}-{len(names) + 1}")
+
     for pattern, instead in _SHORTER:
         tag = re.sub(pattern, instead, tag)
-    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", tag)
+    return re.sub(r'(\bid="|href="#|url\(#)([^")]+)', named, tag)

@@ -421,7 +421,7 @@ def test_html_is_well_formed(rows: list[Row]) -> None:
     for tag in ("html", "head", "body", "style", "h1"):
         assert document.count(tag) == 1
     assert document.count("svg") == 6
-    # verdicts, Table I, a line for each metric and verifier; facts, attacks and verifiers; all but facts with their heads
+    # verdicts, Table I, a line for each metric and verifier; facts, attacks, verifiers; all but facts with heads
     models = 3 if len(rows) == len(example()) else 5
     measured = 12 + (1 + models - 1) + (1 + 4)
     assert document.count("tr") == (1 + models) + (1 + models + 1) + (1 + 6 + 4) + measured
