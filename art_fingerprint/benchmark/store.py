@@ -133,10 +133,12 @@ class Store:
         line = (json.dumps(row, allow_nan=False) + "\n").encode()
         with self._writing(), self._locked():
             whole = self._repair()  # another run may have been killed while it wrote
-            with self.rows_path.open("ab") as file:
+            # unbuffered: a buffer would write what is left of a line when it is closed, behind the truncation
+            with self.rows_path.open("ab", buffering=0) as file:
                 try:
-                    file.write(line)
-                    file.flush()
+                    left = memoryview(line)
+                    while left:
+                        left = left[file.write(left) :]
                     os.fsync(file.fileno())
                 except OSError:
                     os.truncate(self.rows_path, whole)
