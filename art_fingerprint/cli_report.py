@@ -20,7 +20,7 @@ from art_fingerprint.reporting.comparison import beside_published
 from art_fingerprint.reporting.html import report
 from art_fingerprint.reporting.layout import Sheet, render, text
 from art_fingerprint.reporting.measured import Provenance
-from art_fingerprint.reporting.published import plain_name, published_datasets, published_table
+from art_fingerprint.reporting.published import PublishedTable, published_datasets, published_table
 from art_fingerprint.reporting.published.differences import Counterpart, counterpart
 from art_fingerprint.reporting.tradeoff_plot import plot_tradeoff
 from art_fingerprint.reporting.verdict_tables import verdict_sheet, verifier_sheet
@@ -70,7 +70,7 @@ def write_report(folder: Path, published: str | None = None) -> bool:
             write_whole(folder / f"tradeoff{own}.png", figures[preset])
     shown = {base: exhibits(folder, base, found, groups.get(base, ())) for base, found in inner.items()}
     own_rows = [row for rows in groups.values() for row in rows]
-    page = report(own_rows, shown, _provenance(folder), twins, inner)
+    page = report(own_rows, shown, _provenance(folder), twins)
     write_whole(folder / "report.html", page.encode())
     for line in _printed(groups, sheets, published is not None):
         print(line)
@@ -84,8 +84,7 @@ def _twins(groups: Groups, published: str | None) -> dict[str, Counterpart | Non
     datasets = {preset: str(rows[0]["dataset"]) for preset, rows in groups.items()}
     if published:
         table = published_table(published)
-        same = plain_name(table.dataset)
-        return {preset: Counterpart(table, plain_name(dataset) == same) for preset, dataset in datasets.items()}
+        return {preset: Counterpart(table, _is_of(table, dataset)) for preset, dataset in datasets.items()}
     found = {preset: counterpart(dataset) for preset, dataset in datasets.items()}
     if published is not None and not any(found.values()):
         own = ", ".join(dict.fromkeys(datasets.values()))
@@ -94,6 +93,11 @@ def _twins(groups: Groups, published: str | None) -> dict[str, Counterpart | Non
             f"{', '.join(published_datasets())}."
         )
     return found
+
+
+def _is_of(table: PublishedTable, dataset: str) -> bool:
+    found = counterpart(dataset)
+    return found is not None and found.same and found.table.dataset == table.dataset
 
 
 def _provenance(folder: Path) -> Provenance:

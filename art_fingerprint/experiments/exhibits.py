@@ -53,20 +53,23 @@ def exhibits(folder: Path, preset: str, experiments: Mapping[str, Sequence[Row]]
         image = None
         with suppress(OSError):
             image = (folder / f"{stem}.png").read_bytes()
-        if chosen.from_rows is None:
+        sheets: Mapping[str, Sheet] = {}
+        figure = None
+        if chosen.from_rows is not None:
+            try:
+                findings = chosen.from_rows(rows)
+                sheets, figure = findings.sheets, findings.figure
+            except FingerprintError as error:
+                notes.append(f"The rows cannot be read: {error}")
+        else:
             sheet = _written(folder, stem)
             if sheet is None:
                 notes.append(_absent(f"{stem}.csv", name, preset))
-            elif image is None and name.startswith("fig"):
+            else:
+                sheets = {"": sheet}
+            if image is None and name.startswith("fig"):
                 notes.append(_absent(f"{stem}.png", name, preset))
-            found.append(Exhibit(name, chosen.title, {} if sheet is None else {"": sheet}, None, image, tuple(notes)))
-            continue
-        try:
-            findings = chosen.from_rows(rows)
-        except FingerprintError as error:
-            found.append(Exhibit(name, chosen.title, notes=(*notes, f"The rows cannot be read: {error}")))
-            continue
-        found.append(Exhibit(name, chosen.title, findings.sheets, findings.figure, image, tuple(notes)))
+        found.append(Exhibit(name, chosen.title, rows, sheets, figure, image, tuple(notes)))
     return found
 
 

@@ -24,6 +24,7 @@ from art_fingerprint.reporting.verdict_tables import verdict_lines, verdict_shee
 from art_fingerprint.verifiers.verdict import combine
 
 Row = Mapping[str, Any]
+_NO_GRID = "These rows are of experiments alone: art-fingerprint bench gives tables and verdicts of the whole grid."
 _MOST_NOTES = 8  # cells without a result that are listed unfolded
 _KEY = (
     "<span class='key right'>right</span> for a model derived from the victim, <span class='key wrong'>wrong</span> "
@@ -36,7 +37,6 @@ def report(
     exhibits: Mapping[str, Sequence[Exhibit]] | None = None,
     given: Provenance | None = None,
     published: Mapping[str, Counterpart | None] | None = None,
-    experiments: Mapping[str, Mapping[str, Sequence[Row]]] | None = None,
 ) -> str:
     """Return the report of the rows as an HTML document, a part for each preset.
 
@@ -44,17 +44,16 @@ def report(
     :param exhibits: Preset to what its experiments found; a preset may have those alone.
     :param given: What is known beside the rows.
     :param published: Preset to the paper's table to hold beside its rows; default that of its data set, or the nearest.
-    :param experiments: Preset to the rows behind its exhibits, by experiment.
     :raises InvalidInputError: no rows and no exhibits.
     """
-    exhibits, given, experiments = exhibits or {}, given or Provenance(), experiments or {}
+    exhibits, given = exhibits or {}, given or Provenance()
     kept = list(rows)
     groups = by_preset(kept) if kept or not exhibits else {}
     presets = list(dict.fromkeys([*groups, *exhibits]))
     names, victims = [], []
     for number, preset in enumerate(presets, 1):
         own = groups.get(preset, [])
-        inner = experiments.get(preset, {})
+        inner = {exhibit.name: exhibit.rows for exhibit in exhibits.get(preset, ())}
         newest = own or [row for found in inner.values() for row in found]
         dataset = str(newest[0]["dataset"]) if newest else preset
         beside = counterpart(dataset) if published is None else published.get(preset)
@@ -65,9 +64,6 @@ def report(
         victims.append(Part(names[-1], _glance(own) if own else paragraph(_NO_GRID, "note"), tuple(parts)))
     subtitle = "Which models do the verifiers recognise as derived from the victim, and which do they accuse wrongly?"
     return page(f"art_fingerprint: {', '.join(names)}", subtitle, victims)
-
-
-_NO_GRID = "These rows are of experiments alone: art-fingerprint bench gives tables and verdicts of the whole grid."
 
 
 def _own_parts(rows: Sequence[Row], beside: Counterpart | None, prefix: str) -> list[Part]:
@@ -183,9 +179,9 @@ def _published(rows: Sequence[Row], table: Table, beside: Counterpart) -> Part:
     about = f"The paper's lines are those of {victim}, each below ours of the same label."
     if not beside.same:
         about = (
-            f"The paper does not have the data set {table.dataset}. Its lines are those of the nearest that it has, "
-            f"{victim}: another data set and another network. Compare the order of the lines and the verdicts, not the "
-            "size of the numbers."
+            f"The paper's lines are those of {victim}, each below ours of the same label: another data set and another "
+            f"network than {table.dataset}. Compare the order of the lines and the verdicts, not the size of the "
+            "numbers."
         )
     numbers = beside_published(table, paper)
     head, *body = numbers.cells

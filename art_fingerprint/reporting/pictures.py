@@ -6,9 +6,9 @@ import base64
 import html
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from art_fingerprint.reporting.layout import Sheet
 
@@ -39,6 +39,7 @@ class Exhibit:
 
     :ivar name: Its name, ``fig4`` say.
     :ivar title: What it shows.
+    :ivar rows: The rows behind it.
     :ivar sheets: Name to table; the name of the only one is empty.
     :ivar figure: Draws its figure; ``None`` where there is none, or where it needs more than rows.
     :ivar image: A picture that was written before, PNG.
@@ -47,6 +48,7 @@ class Exhibit:
 
     name: str
     title: str
+    rows: Sequence[Mapping[str, Any]] = ()
     sheets: Mapping[str, Sheet] = field(default_factory=dict)
     figure: Callable[[], Figure] | None = None
     image: bytes | None = None

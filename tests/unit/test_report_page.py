@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import html
+import inspect
 import json
 import re
 import struct
@@ -25,6 +26,7 @@ from art_fingerprint.reporting.measured import Provenance
 from art_fingerprint.reporting.pictures import inline_png, inline_svg
 from art_fingerprint.reporting.published import published_table
 from art_fingerprint.reporting.published.differences import REASONS, REMOVAL_ROWS, SETTINGS, counterpart
+from art_fingerprint.zoo.loading import attack_class, verifier_class
 from art_fingerprint.zoo.presets import load_preset
 from tests.unit.test_reporting import FAR, HOSTILE, NEAR, THRESHOLDS, Document, example, failed, make_rows
 
@@ -362,8 +364,8 @@ def test_counterparts() -> None:
 
 def test_the_nearest_is_labelled_as_another_data_set() -> None:
     words = " ".join(Document(report(example())).texts)
-    assert "The paper does not have the data set digits." in words
-    assert "CIFAR10 (VGG19, 38.96M parameters): another data set and another network" in words
+    assert "those of CIFAR10 (VGG19, 38.96M parameters), each below ours of the same label: another data set" in words
+    assert "another network than digits. Compare the order of the lines" in words
     own = " ".join(Document(report([{**row, "dataset": "cifar10"} for row in example()])).texts)
     assert "another network" not in own
     assert "88.21±0.31" in own
@@ -412,6 +414,8 @@ def test_explanations_are_of_the_presets_as_they_are() -> None:
     presets = {"digits": load_preset("digits"), "fashionmnist": load_preset("fashion-mnist")}
     presets["gtsrb"] = load_preset("gtsrb-inceptionv3")
     for setting in SETTINGS:
+        kind = attack_class(setting.of) if setting.of.endswith("Attack") else verifier_class(setting.of)
+        assert setting.name in inspect.signature(kind).parameters
         for dataset, (value, why) in setting.why.items():
             preset = presets[dataset]
             if setting.of == "RemovalNetAttack":
