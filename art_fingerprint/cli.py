@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         const="",
         metavar="DATASET",
-        help="set the paper's numbers beside ours, e.g. CIFAR10 (default: the rows' data set)",
+        help="print the paper's numbers beside ours, e.g. CIFAR10 (default: the rows' data set, or the nearest)",
     )
     return parser
 

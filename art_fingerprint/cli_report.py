@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import logging
 import re
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from art_fingerprint.benchmark.store import read_rows
+from art_fingerprint.benchmark.store import PLAN, ROWS, read_rows
 from art_fingerprint.core.files import write_whole
 from art_fingerprint.exceptions import FingerprintError, InvalidInputError
+from art_fingerprint.experiments.exhibits import by_experiment, exhibits
 from art_fingerprint.reporting import robustness, tables
 from art_fingerprint.reporting.comparison import beside_published
 from art_fingerprint.reporting.html import report
 from art_fingerprint.reporting.layout import Sheet, render, text
+from art_fingerprint.reporting.measured import Provenance
 from art_fingerprint.reporting.published import PublishedTable, published_datasets, published_table
+from art_fingerprint.reporting.published.differences import Counterpart, counterpart
 from art_fingerprint.reporting.tradeoff_plot import plot_tradeoff
 from art_fingerprint.reporting.verdict_tables import verdict_sheet, verifier_sheet
 
@@ -29,18 +33,19 @@ _FORMS = {"robustness": ("md", "csv"), "tradeoff": ("md", "csv")}  # the others 
 def write_report(folder: Path, published: str | None = None) -> bool:
     """Write tables, figure and HTML report into a run's folder, print the tables, and tell whether no cell failed.
 
-    ``table`` (Table I), ``verifiers``, ``verdicts`` and, if asked for, ``published`` are written as Markdown,
-    comma-separated values and LaTeX; ``robustness`` (Table IV) and ``tradeoff`` without LaTeX, as far as the rows have
-    them. A folder with rows of several presets gets the same files, with a table for each preset.
+    ``table`` (Table I), ``verifiers``, ``verdicts`` and ``published`` (where the paper has the data set, or one near
+    it) are written as Markdown, comma-separated values and LaTeX; ``robustness`` (Table IV) and ``tradeoff`` without
+    LaTeX, as far as the rows have them. A folder with rows of several presets gets the same files, with a table for
+    each preset. Rows of experiments go into the report, below their preset.
 
     :param folder: Folder of a run.
-    :param published: The paper's data set whose numbers are set beside ours; empty for the rows' own data set, ``None``
-        for no comparison.
+    :param published: Print the paper's numbers beside ours, too: of this data set; empty for the rows' own, or the
+        nearest. ``None``: they are in the files alone.
     :raises InvalidInputError: no rows, or a data set that the paper does not have.
     :raises OSError: a file cannot be written.
     """
-    groups = tables.by_preset(read_rows(folder))
-    twins = {} if published is None else _twins(groups, published)
+    groups, inner = by_experiment(tables.by_preset(read_rows(folder)))
+    twins = _twins({**{base: next(iter(found.values())) for base, found in inner.items()}, **groups}, published)
     sheets: dict[str, dict[str, Sheet]] = {}  # table, preset
     figures = {}
     for preset, rows in groups.items():
@@ -48,8 +53,9 @@ def write_report(folder: Path, published: str | None = None) -> bool:
         found = {"table": tables.sheet(table), "verifiers": verifier_sheet(rows), "verdicts": verdict_sheet(rows)}
         robust, figure = _robustness(rows)
         found |= robust
-        if preset in twins:
-            found["published"] = beside_published(table, twins[preset])
+        twin = twins.get(preset)
+        if twin is not None:
+            found["published"] = beside_published(table, twin.table)
         for name, sheet in found.items():
             sheets.setdefault(name, {})[preset] = sheet
         if figure is not None:
@@ -62,29 +68,48 @@ def write_report(folder: Path, published: str | None = None) -> bool:
         own = f"-{number}-{re.sub('[^A-Za-z0-9.-]+', '_', preset)}" if several else ""
         if preset in figures:
             write_whole(folder / f"tradeoff{own}.png", figures[preset])
-    everything = [row for rows in groups.values() for row in rows]
-    write_whole(folder / "report.html", report(everything).encode())
-    for line in _printed(groups, sheets):
+    shown = {base: exhibits(folder, base, found, groups.get(base, ())) for base, found in inner.items()}
+    own_rows = [row for rows in groups.values() for row in rows]
+    page = report(own_rows, shown, _provenance(folder), twins)
+    write_whole(folder / "report.html", page.encode())
+    for line in _printed(groups, sheets, published is not None):
         print(line)
     print(f"\nReport: {folder / 'report.html'}")
+    everything = [*own_rows, *(row for found in inner.values() for rows in found.values() for row in rows)]
     return all(row["status"] != "failed" for row in everything)
 
 
-def _twins(groups: Groups, published: str) -> dict[str, PublishedTable]:
-    """Return the paper's table for each preset that has one."""
+def _twins(groups: Groups, published: str | None) -> dict[str, Counterpart | None]:
+    """Return the paper's table for each preset, ``None`` where it has none."""
+    datasets = {preset: str(rows[0]["dataset"]) for preset, rows in groups.items()}
     if published:
-        return dict.fromkeys(groups, published_table(published))
-    known = published_datasets()
-    found = {}
-    for preset, rows in groups.items():
-        with suppress(InvalidInputError):  # a data set of ours
-            found[preset] = published_table(str(rows[0]["dataset"]))
-    if not found:
-        own = ", ".join(dict.fromkeys(str(rows[0]["dataset"]) for rows in groups.values()))
+        table = published_table(published)
+        return {preset: Counterpart(table, _is_of(table, dataset)) for preset, dataset in datasets.items()}
+    found = {preset: counterpart(dataset) for preset, dataset in datasets.items()}
+    if published is not None and not any(found.values()):
+        own = ", ".join(dict.fromkeys(datasets.values()))
         raise InvalidInputError(
-            f"The paper has no table of the rows' data set ({own}); name the one to compare with: {', '.join(known)}."
+            f"The paper has no table of the rows' data set ({own}); name the one to compare with: "
+            f"{', '.join(published_datasets())}."
         )
     return found
+
+
+def _is_of(table: PublishedTable, dataset: str) -> bool:
+    found = counterpart(dataset)
+    return found is not None and found.same and found.table.dataset == table.dataset
+
+
+def _provenance(folder: Path) -> Provenance:
+    """Return the newest plan, and the digest of the rows."""
+    content = (folder / ROWS).read_bytes()
+    lines, digest = len(content.splitlines()), hashlib.sha256(content).hexdigest()
+    try:
+        plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        logger.info("No plan: %s", error)
+        plan = {}
+    return Provenance(plan if isinstance(plan, dict) else {}, {ROWS: f"{lines} lines, SHA-256 {digest}"})
 
 
 def _robustness(rows: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Sheet], bytes | None]:
@@ -102,13 +127,10 @@ def _robustness(rows: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Sheet], by
     return found, image.getvalue()
 
 
-def _printed(groups: Groups, sheets: Mapping[str, Mapping[str, Sheet]]) -> Iterable[str]:
-    headings = {
-        "table": "",
-        "verifiers": "Verifiers",
-        "robustness": "Robustness (Table IV)",
-        "published": "The paper's numbers beside ours",
-    }
+def _printed(groups: Groups, sheets: Mapping[str, Mapping[str, Sheet]], published: bool) -> Iterable[str]:
+    headings = {"table": "", "verifiers": "Verifiers", "robustness": "Robustness (Table IV)"}
+    if published:
+        headings["published"] = "The paper's numbers beside ours"
     for number, preset in enumerate(groups):
         if len(groups) > 1:
             yield ("\n" if number else "") + f"== {preset}"

@@ -37,8 +37,9 @@ KEYS = (
     *("attack_seconds", "verify_seconds", "queries", "status", "reason", "versions", "device"),
 )
 # What rows of earlier versions lack: `cost` is the attack's account (CostMeter), null where there is none; `robustness`
-# is attack name to `Robustness`; `model` and `fingerprint` name files of the folder; `traceback` is that of a failure.
-ADDED_KEYS = ("cost", "robustness", "model", "fingerprint", "traceback")
+# is attack name to `Robustness`; `model` and `fingerprint` name files of the folder; `traceback` is that of a failure;
+# `data` is the data set's digest, `finished_seconds` the Unix time at which the row was known.
+ADDED_KEYS = ("cost", "robustness", "model", "fingerprint", "traceback", "data", "finished_seconds")
 #: What a row says about its cell: done, impossible by nature (with the reason), or failed (with the error).
 STATUSES = ("ok", "skipped", "failed")
 
@@ -132,10 +133,12 @@ class Store:
         line = (json.dumps(row, allow_nan=False) + "\n").encode()
         with self._writing(), self._locked():
             whole = self._repair()  # another run may have been killed while it wrote
-            with self.rows_path.open("ab") as file:
+            # unbuffered: a buffer would write what is left of a line when it is closed, behind the truncation
+            with self.rows_path.open("ab", buffering=0) as file:
                 try:
-                    file.write(line)
-                    file.flush()
+                    left = memoryview(line)
+                    while left:
+                        left = left[file.write(left) :]
                     os.fsync(file.fileno())
                 except OSError:
                     os.truncate(self.rows_path, whole)

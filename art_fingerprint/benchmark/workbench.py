@@ -316,6 +316,7 @@ class Workbench:
             **dict.fromkeys((*KEYS, *ADDED_KEYS)),
             "preset": self.preset.name,
             "dataset": self.preset.dataset,
+            "data": self.data.digest,
             "victim": self.victim_key,
             "suspect": suspect.label,
             "role": suspect.role,
@@ -393,4 +394,5 @@ class Workbench:
             "verifier": name,
             "verifier_params": plain(self.preset.verifiers[name]),
             "fingerprint": self.fingerprint_key(name),
+            "finished_seconds": round(time.time(), 1),
         }

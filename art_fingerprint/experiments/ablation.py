@@ -13,11 +13,12 @@ from art_fingerprint.experiments.experiment import (
     Experiment,
     Findings,
     Model,
-    Run,
+    Row,
     Seeds,
     band,
     directions,
     models_of,
+    places,
     planned,
     removal_rows,
     scaled,
@@ -56,17 +57,17 @@ def plan(preset: Preset, seeds: Seeds) -> Plan:
     return planned("fig8", preset, seeds, attacks)
 
 
-def read(run: Run) -> Findings:
+def read(rows: Sequence[Row]) -> Findings:
     """Return accuracy and metrics for each weight over seeds, and the figure."""
-    models = [model for model in models_of(run.rows) if model.role != "reference"]
-    known = directions(run.rows)
-    values = {label: float(label.rpartition("@")[2]) for label in run.preset.attacks}
+    models = [model for model in models_of(rows) if model.role != "reference"]
+    known = directions(rows)
+    values = places(rows)
     return Findings({"": Sheet(metric_cells(models, known, values))}, lambda: draw(models, known, values))
 
 
 def draw(models: Sequence[Model], known: Mapping[str, str], values: Mapping[str, float]) -> Figure:
     """Draw a row for each weight: bars of accuracy, of scaled distances, and of scaled similarities."""
-    figure = new_figure(13.0, 8.4)
+    figure = new_figure(11.0, 7.6)
     panels = figure.subplots(len(_SYMBOLS), 3, squeeze=False, sharey="col")
     shares = {name: scaled(models, name, None) for name in known}
     kinds = {kind: [n for n, d in known.items() if d == kind] for kind in ("distance", "similarity")}
@@ -95,7 +96,7 @@ def draw(models: Sequence[Model], known: Mapping[str, str], values: Mapping[str,
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7, frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     figure.supxlabel(
-        "bars: mean over seeds, lines: least to greatest; distances and similarities scaled by the extremes of all "
+        "bars: mean over seeds, lines: least to greatest\nDistances and similarities: scaled by the extremes of all "
         "models, the victim among them: a high distance and a low similarity evade",
         fontsize=8,
         color="#555555",
@@ -127,7 +128,8 @@ def _bars(
             gid=name,
             error_kw={"elinewidth": 0.8, "ecolor": "#333333"},
         )
+    axes.set_axisbelow(True)
     axes.set_xticks(places, ticks)
 
 
-FIG8 = Experiment("ablation of RemovalNet's weights", plan, read)
+FIG8 = Experiment("ablation of RemovalNet's weights", plan, from_rows=read)

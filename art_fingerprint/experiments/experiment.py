@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -66,12 +67,21 @@ class Experiment:
 
     :ivar title: What it shows.
     :ivar plan: The grid, from a preset and seeds.
-    :ivar read: Tables and figure, from a finished run.
+    :ivar from_rows: Tables and figure, from the rows of a finished run; ``None`` where they need its models.
+    :ivar from_models: The same from rows and models, where rows are not enough.
     """
 
     title: str
     plan: Callable[[Preset, Seeds], Plan]
-    read: Callable[[Run], Findings]
+    from_rows: Callable[[Sequence[Row]], Findings] | None = None
+    from_models: Callable[[Run], Findings] | None = None
+
+    def read(self, run: Run) -> Findings:
+        """Return tables and figure of a finished run."""
+        if self.from_rows is not None:
+            return self.from_rows(run.rows)
+        assert self.from_models is not None
+        return self.from_models(run)
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,7 @@ def models_of(rows: Iterable[Row]) -> list[Model]:
             for name, result in row["metrics"].items()
             if result["value"] is not None
         }
-        passes = (own[0]["cost"] or {}).get("forward_equivalents")
+        passes = (own[0].get("cost") or {}).get("forward_equivalents")
         accuracy = 100 * own[0]["accuracy"]
         found.append(Model(label, own[0]["role"], seed, accuracy, metrics, passes, own[0]["attack_seconds"]))
     return found
@@ -122,6 +132,32 @@ def directions(rows: Iterable[Row]) -> dict[str, str]:
     found = {name: result["direction"] for row in rows for name, result in row["metrics"].items()}
     order = [name for name, _, _ in COLUMNS if name in found]
     return {name: found[name] for name in (*order, *(name for name in found if name not in order))}
+
+
+def thresholds(rows: Iterable[Row]) -> dict[str, float]:
+    """Return metric to threshold, for those that have one."""
+    return {
+        name: result["threshold"]
+        for row in rows
+        for name, result in row["metrics"].items()
+        if result["threshold"] is not None
+    }
+
+
+def places(rows: Iterable[Row]) -> dict[str, float]:
+    """Return the surrogates that stand for a place of a curve, a step or a share, with the number after their ``@``.
+
+    :raises InvalidInputError: there are none.
+    """
+    found: dict[str, float] = {}
+    for row in rows:
+        _, mark, text = str(row["suspect"]).rpartition("@")
+        if row["role"] == "surrogate" and mark:
+            with suppress(ValueError):
+                found[str(row["suspect"])] = int(text) if text.isdecimal() else float(text)
+    if not found:
+        raise InvalidInputError("The rows have no surrogate with a step or a share, LABEL@NUMBER.")
+    return found
 
 
 def scaled(models: Sequence[Model], metric: str, direction: str | None) -> dict[tuple[str, int], float]:
@@ -192,9 +228,9 @@ def removal_rows(preset: Preset) -> dict[str, AttackSetting]:
     return found
 
 
-def max_iter_of(setting: AttackSetting) -> int:
-    """Return the number of steps of a RemovalNet row."""
-    return int(setting.params.get("max_iter", 1000))
+def max_iter_of(params: Mapping[str, Any]) -> int:
+    """Return the number of steps of a RemovalNet row with these parameters."""
+    return int(params.get("max_iter", 1000))
 
 
 def checkpoints(label: str, setting: AttackSetting, steps: Iterable[int]) -> dict[str, AttackSetting]:

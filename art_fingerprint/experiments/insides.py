@@ -90,7 +90,7 @@ def plan_plane(preset: Preset, seeds: Seeds) -> Plan:
     """Return four checkpoints of every RemovalNet row: the start, a tenth, half of the way, the end."""
     attacks = {}
     for label, setting in removal_rows(preset).items():
-        last = max_iter_of(setting)
+        last = max_iter_of(setting.params)
         attacks.update(checkpoints(label, setting, (0, round(last / 10), round(last / 2), last)))
     return planned("fig10", preset, seeds, attacks, nb_negatives=0, **without_verdicts(preset))
 
@@ -132,5 +132,5 @@ def some_of_each(labels: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
     return np.sort(np.concatenate(parts))
 
 
-FIG9 = Experiment("LayerCAM maps of victim and surrogates", plan_maps, read_maps)
-FIG10 = Experiment("answers of victim and checkpoints in one t-SNE embedding", plan_plane, read_plane)
+FIG9 = Experiment("LayerCAM maps of victim and surrogates", plan_maps, from_models=read_maps)
+FIG10 = Experiment("answers of victim and checkpoints in one t-SNE embedding", plan_plane, from_models=read_plane)

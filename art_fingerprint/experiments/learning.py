@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
 from art_fingerprint.benchmark.plan import Plan
 from art_fingerprint.experiments.experiment import (
@@ -11,7 +12,7 @@ from art_fingerprint.experiments.experiment import (
     Experiment,
     Findings,
     Model,
-    Run,
+    Row,
     Seeds,
     band,
     base_label,
@@ -19,9 +20,11 @@ from art_fingerprint.experiments.experiment import (
     directions,
     max_iter_of,
     models_of,
+    places,
     planned,
     removal_rows,
     scaled,
+    thresholds,
 )
 from art_fingerprint.reporting.figures import colour_of, marker_of, new_figure
 from art_fingerprint.reporting.layout import Sheet, mean_std
@@ -30,9 +33,12 @@ from art_fingerprint.zoo.presets import Preset
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 NB_CHECKPOINTS = 11  # t = 0, 100, .., 1000 in the paper
+COLUMNS_BELOW = 3
+MOST_METRICS = 12
+DERIVED: dict[str, Any] = {"color": "#d55e00", "alpha": 0.1, "linewidth": 0, "label": "judged derived"}
 DIGITS = {name: digits for name, _, digits in COLUMNS}
 
 
@@ -40,18 +46,19 @@ def plan(name: str, preset: Preset, seeds: Seeds) -> Plan:
     """Return eleven checkpoints of every RemovalNet row, judged by all verifiers."""
     attacks = {}
     for label, setting in removal_rows(preset).items():
-        last = max_iter_of(setting)
+        last = max_iter_of(setting.params)
         steps = (round(index * last / (NB_CHECKPOINTS - 1)) for index in range(NB_CHECKPOINTS))
         attacks.update(checkpoints(label, setting, steps))
     return planned(name, preset, seeds, attacks)
 
 
-def read(run: Run) -> Findings:
+def read(rows: Sequence[Row]) -> Findings:
     """Return accuracy and metrics of each checkpoint over seeds, and the figure."""
-    models = [model for model in models_of(run.rows) if model.role != "reference"]
-    known = directions(run.rows)
-    steps = {label: setting.step or 0 for label, setting in run.preset.attacks.items()}
-    return Findings({"": Sheet(metric_cells(models, known, steps))}, lambda: draw(models, known, steps))
+    models = [model for model in models_of(rows) if model.role != "reference"]
+    known = directions(rows)
+    steps = places(rows)
+    sheet = Sheet(metric_cells(models, known, steps))
+    return Findings({"": sheet}, lambda: draw(models, known, steps, thresholds(rows)))
 
 
 def metric_cells(models: Sequence[Model], known: Mapping[str, str], places: Mapping[str, object]) -> list[list[str]]:
@@ -77,49 +84,113 @@ def metric_cells(models: Sequence[Model], known: Mapping[str, str], places: Mapp
     return cells
 
 
-def draw(models: Sequence[Model], known: Mapping[str, str], steps: Mapping[str, int]) -> Figure:
-    """Draw a column for each RemovalNet row: accuracy and scaled distances over iterations, and their trade-off."""
+def draw(
+    models: Sequence[Model], known: Mapping[str, str], steps: Mapping[str, float], limits: Mapping[str, float]
+) -> Figure:
+    """Draw accuracy and scaled distances over iterations, a column for each row; below, a trade-off for each metric.
+
+    :param models: All models but references.
+    :param known: Metric to direction.
+    :param steps: Label of a checkpoint to its step.
+    :param limits: Metric to threshold.
+    """
     rows = list(dict.fromkeys(base_label(label) for label in steps))
-    distances = {name: scaled(models, name, direction) for name, direction in known.items()}
+    paths = {row: by_place(models, steps, row) for row in rows}
     victim = next((model.accuracy for model in models if model.role == "victim"), None)
-    negatives = [model for model in models if model.role == "negative"]
-    figure = new_figure(4.6 * len(rows) + 1.2, 9.0)
-    panels = figure.subplots(3, len(rows), squeeze=False, sharey="row")
-    for column, row in enumerate(rows):
-        own = {step: label for label, step in steps.items() if base_label(label) == row}
-        by_step = {step: [m for m in models if m.label == label] for step, label in own.items()}
-        top, middle, bottom = panels[:, column]
+    shown = [name for name in known if any(name in model.metrics for model in models)][:MOST_METRICS]
+    lines = -(-len(shown) // COLUMNS_BELOW)
+    figure = new_figure(max(4.3 * len(rows), 8.6), 5.4 + 2.3 * lines)
+    both = figure.subfigures(2, 1, height_ratios=(5.4, max(2.3 * lines, 0.1)), squeeze=False)
+    above, below = both[:, 0]
+    panels = above.subplots(2, max(len(rows), 1), squeeze=False, sharey="row", sharex="col")
+    distances = {name: scaled(models, name, known[name]) for name in shown}
+    for column, (row, path) in enumerate(paths.items()):
+        top, bottom = panels[:, column]
         top.set_title(row, fontsize=10)
-        accuracies = {step: band(m.accuracy for m in found) for step, found in by_step.items()}
-        draw_bands(top, accuracies, "accuracy", colour_of(row), marker_of(row))
+        draw_bands(
+            top, {p: band(m.accuracy for m in own) for p, own in path.items()}, row, colour_of(row), marker_of(row)
+        )
+        if victim is not None:
+            top.axhline(victim, color=colour_of("Victim"), linestyle="--", linewidth=1, gid="victim")
         for name, values in distances.items():
-            keys = {step: [values.get((m.label, m.seed)) for m in found] for step, found in by_step.items()}
-            path = {step: band(v for v in found if v is not None) for step, found in keys.items()}
-            draw_bands(middle, path, name, colour_of(name), marker_of(name))
-            _tradeoff(bottom, path, accuracies, name)
-            points = [(values.get((m.label, m.seed)), m.accuracy) for m in negatives]
-            found = [(x, y) for x, y in points if x is not None]
-            bottom.scatter(
-                [x for x, _ in found], [y for _, y in found], marker="x", s=36, color=colour_of(name), gid="negatives"
-            )
-        for axes in (top, bottom):
-            if victim is not None:
-                axes.axhline(victim, color=colour_of("Victim"), linestyle="--", linewidth=1, gid="victim")
-        top.set_xlabel("iteration", fontsize=8)
-        middle.set_xlabel("iteration", fontsize=8)
-        bottom.set_xlabel("scaled distance to the victim", fontsize=8)
-    for axes, text in zip(panels[:, 0], ("accuracy %", "scaled distance", "accuracy %"), strict=True):
-        axes.set_ylabel(text, fontsize=8)
+            found = {p: band(values[m.label, m.seed] for m in own if name in m.metrics) for p, own in path.items()}
+            draw_bands(bottom, found, name, colour_of(name), marker_of(name))
+        bottom.set_xlabel("iteration", fontsize=8)
+    panels[0, 0].set_ylabel("accuracy %", fontsize=8)
+    panels[1, 0].set_ylabel("scaled distance", fontsize=8)
     tidy(panels.reshape(-1))
     handles, names = panels[1, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right center", fontsize=8, frameon=False)
+    above.legend(handles, names, loc="outside right lower", fontsize=8, frameon=False)
+    if shown:
+        _tradeoffs(below, models, paths, {name: known[name] for name in shown}, limits, victim)
     figure.supxlabel(
-        "dashed: the victim; crosses: negatives; large marker: the last iteration; bands: least to greatest of seeds\n"
-        "Distances: scaled by the extremes of all models shown; similarities turned round: 1 is far from the victim",
+        "Dashed: the victim's accuracy. Bands: least to greatest over seeds. Scaled distance: between the extremes of "
+        "all models shown;\nsimilarities turned round, so that 1 is far from the victim. Below: means over seeds; the "
+        "larger the marker, the later the checkpoint.",
         fontsize=8,
         color="#555555",
     )
     return figure
+
+
+def _tradeoffs(
+    figure: SubFigure,
+    models: Sequence[Model],
+    paths: Mapping[str, Mapping[float, list[Model]]],
+    known: Mapping[str, str],
+    limits: Mapping[str, float],
+    victim: float | None,
+) -> None:
+    """Draw accuracy against each metric as it is, with its threshold and the negatives: a panel for each metric."""
+    lines = -(-len(known) // COLUMNS_BELOW)
+    grid = figure.subplots(lines, min(COLUMNS_BELOW, len(known)), squeeze=False, sharey=True)
+    panels = list(grid.reshape(-1))
+    for axes, (name, direction) in zip(panels, known.items(), strict=False):
+        for row, path in paths.items():
+            points = [(tuple(m.metrics[name] for m in own if name in m.metrics), own) for own in path.values()]
+            places = [(fmean(values), fmean(m.accuracy for m in own)) for values, own in points if values]
+            if places:
+                x, y = zip(*places, strict=True)
+                axes.plot(x, y, color=colour_of(row), linewidth=0.8, alpha=0.6, label=row, gid=row)
+                sizes = [6 + 40 * index / max(len(x) - 1, 1) for index in range(len(x))]
+                axes.scatter(x, y, s=sizes, color=colour_of(row), marker=marker_of(row), linewidths=0, zorder=3)
+        negatives = [(m.metrics[name], m.accuracy) for m in models if m.role == "negative" and name in m.metrics]
+        axes.scatter(
+            [x for x, _ in negatives],
+            [y for _, y in negatives],
+            marker="x",
+            s=30,
+            linewidths=1.3,
+            color=colour_of("Negative"),
+            label="Negative",
+            gid="negatives",
+            zorder=4,
+        )
+        if victim is not None:
+            axes.axhline(victim, color=colour_of("Victim"), linestyle="--", linewidth=0.8)
+        if name in limits:
+            low, high = axes.get_xlim()
+            low, high = min(low, limits[name]), max(high, limits[name])
+            axes.axvspan(*((low, limits[name]) if direction == "distance" else (limits[name], high)), **DERIVED)
+            axes.axvline(limits[name], color="#333333", linewidth=1, gid="threshold")
+            axes.set_xlim(low, high)
+        axes.set_xlabel(f"{name} ({direction})", fontsize=8)
+    for axes in panels[len(known) :]:
+        axes.set_visible(False)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("accuracy %", fontsize=8)
+    tidy(panels)
+    drawn: dict[str, Any] = {}
+    for axes in panels:
+        handles, names = axes.get_legend_handles_labels()
+        drawn |= dict(zip(names, handles, strict=True))
+    figure.legend(drawn.values(), drawn, loc="outside right upper", fontsize=8, frameon=False)
+
+
+def by_place(models: Sequence[Model], places: Mapping[str, float], row: str) -> dict[float, list[Model]]:
+    """Return place to the models of one curve, in ascending order of the places."""
+    own = sorted((place, label) for label, place in places.items() if base_label(label) == row)
+    return {place: [model for model in models if model.label == label] for place, label in own}
 
 
 def draw_bands(
@@ -136,19 +207,6 @@ def draw_bands(
         axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def _tradeoff(
-    axes: Axes, distances: Mapping[int, Band | None], accuracies: Mapping[int, Band | None], name: str
-) -> None:
-    both = [(distances.get(step), accuracies.get(step)) for step in sorted(accuracies)]
-    known = [(d.mean, a.mean) for d, a in both if d is not None and a is not None]
-    if not known:
-        return
-    x, y = [point[0] for point in known], [point[1] for point in known]
-    colour, marker = colour_of(name), marker_of(name)
-    axes.plot(x, y, color=colour, marker=marker, markersize=3, linewidth=0.6, alpha=0.5, gid=name)
-    axes.scatter(x[-1:], y[-1:], color=colour, marker=marker, s=60, edgecolors="#000000", linewidths=0.8, zorder=3)
-
-
 def tidy(panels: Iterable[Axes]) -> None:
     """Give panels small ticks and a faint grid."""
     for axes in panels:
@@ -159,4 +217,4 @@ def tidy(panels: Iterable[Axes]) -> None:
 def experiment(name: str) -> Experiment:
     """Return Fig. 4 or 5, which differ in their data sets alone."""
     title = "accuracy against distance to the victim over RemovalNet's iterations"
-    return Experiment(title, lambda preset, seeds: plan(name, preset, seeds), read)
+    return Experiment(title, lambda preset, seeds: plan(name, preset, seeds), from_rows=read)

@@ -11,11 +11,12 @@ from art_fingerprint.experiments.experiment import (
     Experiment,
     Findings,
     Model,
-    Run,
+    Row,
     Seeds,
     band,
     directions,
     models_of,
+    places,
     planned,
     removal_rows,
     scaled,
@@ -44,11 +45,11 @@ def plan(preset: Preset, seeds: Seeds) -> Plan:
     return planned("fig6", preset, seeds, attacks)
 
 
-def read(run: Run) -> Findings:
+def read(rows: Sequence[Row]) -> Findings:
     """Return accuracy and metrics for each share over seeds, and the figure."""
-    models = [model for model in models_of(run.rows) if model.role != "reference"]
-    known = directions(run.rows)
-    ratios = {label: float(setting.ratio or 0.0) for label, setting in run.preset.attacks.items()}
+    models = [model for model in models_of(rows) if model.role != "reference"]
+    known = directions(rows)
+    ratios = places(rows)
     missing = [label for label in ratios if not any(model.label == label for model in models)]
     notes = (f"Could not be run, too little data: {', '.join(missing)}.",) if missing else ()
     return Findings({"": Sheet(metric_cells(models, known, ratios), notes)}, lambda: draw(models, known, ratios))
@@ -57,7 +58,7 @@ def read(run: Run) -> Findings:
 def draw(models: Sequence[Model], known: Mapping[str, str], ratios: Mapping[str, float]) -> Figure:
     """Draw accuracy over the share for all rows, and each row's scaled metrics."""
     rows = list(dict.fromkeys(label.rpartition("@")[0] for label in ratios))
-    figure = new_figure(4.2 * (len(rows) + 1) + 1.0, 4.2)
+    figure = new_figure(3.4 * (len(rows) + 1) + 1.0, 3.9)
     panels = figure.subplots(1, len(rows) + 1, squeeze=False).reshape(-1)
     victim = next((model.accuracy for model in models if model.role == "victim"), None)
     values = {name: scaled(models, name, direction) for name, direction in known.items()}
@@ -84,12 +85,12 @@ def draw(models: Sequence[Model], known: Mapping[str, str], ratios: Mapping[str,
     handles, names = panels[1].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right center", fontsize=8, frameon=False)
     figure.supxlabel(
-        "share of the training set's size that the attacker holds; bands: least to greatest over seeds. Distances: "
-        "scaled by the extremes of all models, similarities turned round.",
+        "share of the training set's size that the attacker holds; bands: least to greatest over seeds\nDistances: "
+        "scaled by the extremes of all models, similarities turned round: 1 is far from the victim",
         fontsize=8,
         color="#555555",
     )
     return figure
 
 
-FIG6 = Experiment("RemovalNet with 2 to 20 % of the data", plan, read)
+FIG6 = Experiment("RemovalNet with 2 to 20 % of the data", plan, from_rows=read)

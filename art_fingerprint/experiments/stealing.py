@@ -12,13 +12,14 @@ from art_fingerprint.experiments.experiment import (
     Experiment,
     Findings,
     Model,
-    Run,
+    Row,
     Seeds,
     band,
     base_label,
     checkpoints,
     max_iter_of,
     models_of,
+    places,
     planned,
     removal_rows,
     without_verdicts,
@@ -41,7 +42,7 @@ def plan(preset: Preset, seeds: Seeds) -> Plan:
     rows = removal_rows(preset)
     attacks = dict(rows)
     for label, setting in rows.items():
-        last = FACTOR * max_iter_of(setting)
+        last = FACTOR * max_iter_of(setting.params)
         shared = {name: setting.params[name] for name in ("batch_size", "hflip") if name in setting.params}
         knock = AttackSetting("KnockoffNetsAttack", {"max_iter": last, **shared}, setting.source, False, setting.ratio)
         steps = (round(index * last / NB_CHECKPOINTS) for index in range(NB_CHECKPOINTS + 1))
@@ -90,20 +91,23 @@ class Contest:
         return None if mine is None or not theirs else 1 - mine / theirs
 
 
-def contests(models: Sequence[Model], attacks: Mapping[str, AttackSetting]) -> list[Contest]:
-    """Return the contests of a run."""
+def contests(models: Sequence[Model], iterations: Mapping[str, int], checkpoints: Mapping[str, float]) -> list[Contest]:
+    """Return the contests of a run.
+
+    :param models: All models.
+    :param iterations: RemovalNet's rows, with its iterations.
+    :param checkpoints: KnockoffNets' rows, with their steps.
+    """
     found = []
-    for label, setting in attacks.items():
-        if setting.step is not None:
-            continue
+    for label, last in iterations.items():
         mine = [model for model in models if model.label == label]
-        steps = {s.step: name for name, s in attacks.items() if s.step is not None and base_label(name) == rival(label)}
+        steps = {int(step): name for name, step in checkpoints.items() if base_label(name) == rival(label)}
         theirs = {step: [model for model in models if model.label == name] for step, name in sorted(steps.items())}
         found.append(
             Contest(
                 label,
                 tuple(model.accuracy for model in mine),
-                _cost(mine, max_iter_of(setting)),
+                _cost(mine, last),
                 {step: tuple(model.accuracy for model in own) for step, own in theirs.items()},
                 {step: _cost(own, step) for step, own in theirs.items()},
             )
@@ -117,10 +121,16 @@ def _cost(models: Sequence[Model], step: int) -> tuple[float | None, ...]:
     return (float(step), *(statistics.fmean(values) if values else None for values in (passes, seconds)))
 
 
-def read(run: Run) -> Findings:
+def read(rows: Sequence[Row]) -> Findings:
     """Return where KnockoffNets catches up and what RemovalNet saves, the curves, and the figure."""
-    models = models_of(run.rows)
-    found = contests(models, run.preset.attacks)
+    models = models_of(rows)
+    steps = places(rows)
+    iterations = {
+        str(row["suspect"]): max_iter_of(row["attack_params"])
+        for row in rows
+        if row["role"] == "surrogate" and row["suspect"] not in steps
+    }
+    found = contests(models, iterations, steps)
     sheets = {"": Sheet(cells(found), _NOTES), "curves": Sheet(curve_cells(found))}
     victim = next((model.accuracy for model in models if model.role == "victim"), None)
     return Findings(sheets, lambda: draw(found, victim))
@@ -182,7 +192,7 @@ def curve_cells(found: Sequence[Contest]) -> list[list[str]]:
 
 def draw(found: Sequence[Contest], victim: float | None) -> Figure:
     """Draw KnockoffNets' learning curves over each unit of cost; RemovalNet is a point with a line at its accuracy."""
-    figure = new_figure(12.5, 4.4)
+    figure = new_figure(11.0, 4.0)
     panels = figure.subplots(1, len(UNITS), sharey=True)
     for unit, axes in enumerate(panels):
         for contest in found:
@@ -219,4 +229,4 @@ def draw(found: Sequence[Contest], victim: float | None) -> Figure:
     return figure
 
 
-FIG7 = Experiment("KnockoffNets against RemovalNet: accuracy over cost", plan, read)
+FIG7 = Experiment("KnockoffNets against RemovalNet: accuracy over cost", plan, from_rows=read)

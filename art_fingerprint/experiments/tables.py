@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from art_fingerprint.benchmark.plan import Plan, architecture_name
@@ -9,6 +10,7 @@ from art_fingerprint.core.classifier import network_of
 from art_fingerprint.experiments.experiment import (
     Experiment,
     Findings,
+    Row,
     Run,
     Seeds,
     models_of,
@@ -27,9 +29,9 @@ def plan_whole(preset: Preset, seeds: Seeds) -> Plan:
     return Plan((preset,), tuple(seeds))
 
 
-def read_one(run: Run) -> Findings:
+def read_one(rows: Sequence[Row]) -> Findings:
     """Return Table I."""
-    return Findings({"": sheet(table_one(run.rows))})
+    return Findings({"": sheet(table_one(rows))})
 
 
 def plan_three(preset: Preset, seeds: Seeds) -> Plan:
@@ -54,11 +56,11 @@ def plan_four(preset: Preset, seeds: Seeds) -> Plan:
     return Plan((replace(plan.presets[0], robustness=preset.robustness),), plan.seeds)
 
 
-def read_four(run: Run) -> Findings:
+def read_four(rows: Sequence[Row]) -> Findings:
     """Return Table IV."""
-    return Findings({"": Sheet(table_four(run.rows))})
+    return Findings({"": Sheet(table_four(rows))})
 
 
-TABLE1 = Experiment("all metrics of all attacks against the thresholds", plan_whole, read_one)
-TABLE3 = Experiment("the victim", plan_three, read_three)
-TABLE4 = Experiment("robustness of victim, surrogate and negative", plan_four, read_four)
+TABLE1 = Experiment("all metrics of all attacks against the thresholds", plan_whole, from_rows=read_one)
+TABLE3 = Experiment("the victim", plan_three, from_models=read_three)
+TABLE4 = Experiment("robustness of victim, surrogate and negative", plan_four, from_rows=read_four)

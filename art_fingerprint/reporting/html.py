@@ -3,202 +3,293 @@
 from __future__ import annotations
 
 import html
-import math
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from art_fingerprint.exceptions import InvalidInputError
+from art_fingerprint.exceptions import FingerprintError, InvalidInputError, MissingDependencyError
+from art_fingerprint.reporting import measured
+from art_fingerprint.reporting.comparison import agreement, beside_published, settings_beside
 from art_fingerprint.reporting.layout import Sheet
+from art_fingerprint.reporting.measured import Provenance
+from art_fingerprint.reporting.page import Part, folded, notes, page, paragraph, sheet, tiles
+from art_fingerprint.reporting.pictures import Exhibit, inline_png, inline_svg
+from art_fingerprint.reporting.published.differences import FIGURES, GENERAL, VICTIMS, Counterpart, counterpart
 from art_fingerprint.reporting.robustness import table_four, tradeoff, tradeoff_cells
-from art_fingerprint.reporting.tables import COLUMNS, Table, by_preset, cells, table_one
-from art_fingerprint.reporting.verdict_tables import verdict_sheet, verifier_sheet
+from art_fingerprint.reporting.strips import MOST_STRIPS, ROLE_COLOURS, drawn, strips
+from art_fingerprint.reporting.tables import Table, by_preset, cells, table_one
+from art_fingerprint.reporting.tradeoff_plot import plot_tradeoff
+from art_fingerprint.reporting.verdict_tables import verdict_lines, verdict_sheet, verifier_lines, verifier_sheet
 from art_fingerprint.verifiers.verdict import combine
 
 Row = Mapping[str, Any]
-
-_STYLE = """
-:root{color-scheme:light}
-body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:80rem;padding:0 1rem;color:#1a1a1a;background:#fff}
-h1{margin-bottom:.2rem}h2{margin:2.2rem 0 .3rem}h3{font-size:1rem;margin:0}p{max-width:60rem}
-.wide{overflow-x:auto}table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums;font-size:14px}
-th,td{padding:.3rem .5rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
-th{border-bottom:2px solid #333;vertical-align:bottom}th:first-child,td:first-child{text-align:left}
-tr.limit td{border-top:2px solid #333;font-weight:600}
-.right{background:#d9eed9}.wrong{background:#f9d6cf}.key{padding:.1rem .5rem;border-radius:.2rem}
-.strips{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(30rem,100%),1fr));gap:1.2rem 2rem}
-figure{margin:0}svg{width:100%;height:auto;display:block}svg text{fill:#333;font-size:12px}
-.note{color:#555}code{font-size:13px;overflow-wrap:anywhere}li{margin:.15rem 0}
-"""
-# Okabe and Ito's palette: the roles differ for colour-blind readers, too.
-_COLOURS = {"victim": "#000", "surrogate": "#d55e00", "negative": "#0072b2", "reference": "#999"}
+_NO_GRID = "These rows are of experiments alone: art-fingerprint bench gives tables and verdicts of the whole grid."
+_MOST_NOTES = 8  # cells without a result that are listed unfolded
+_KEY = (
+    "<span class='key right'>right</span> for a model derived from the victim, <span class='key wrong'>wrong</span> "
+    "for an independent one, and the other way round"
+)
 
 
-def report(rows: Iterable[Row]) -> str:
+def report(
+    rows: Iterable[Row],
+    exhibits: Mapping[str, Sequence[Exhibit]] | None = None,
+    given: Provenance | None = None,
+    published: Mapping[str, Counterpart | None] | None = None,
+) -> str:
     """Return the report of the rows as an HTML document, a part for each preset.
 
-    :raises InvalidInputError: no rows.
+    :param rows: Rows of the presets' own grids.
+    :param exhibits: Preset to what its experiments found; a preset may have those alone.
+    :param given: What is known beside the rows.
+    :param published: Preset to the paper's table to hold beside its rows; default that of its data set, or the nearest.
+    :raises InvalidInputError: no rows and no exhibits.
     """
-    groups = by_preset(rows)
-    titles = {
-        preset: f"art_fingerprint: {preset if len(groups) > 1 else kept[0]['dataset']}"
-        for preset, kept in groups.items()
+    exhibits, given = exhibits or {}, given or Provenance()
+    kept = list(rows)
+    groups = by_preset(kept) if kept or not exhibits else {}
+    presets = list(dict.fromkeys([*groups, *exhibits]))
+    names, victims = [], []
+    for number, preset in enumerate(presets, 1):
+        own = groups.get(preset, [])
+        inner = {exhibit.name: exhibit.rows for exhibit in exhibits.get(preset, ())}
+        newest = own or [row for found in inner.values() for row in found]
+        dataset = str(newest[0]["dataset"]) if newest else preset
+        beside = counterpart(dataset) if published is None else published.get(preset)
+        parts = [] if not own else _own_parts(own, beside, f"v{number}")
+        parts += _exhibits(exhibits.get(preset, ()), f"v{number}")
+        parts.append(_how(preset, own, inner, given))
+        names.append(preset if len(presets) > 1 else dataset)
+        victims.append(Part(names[-1], _glance(own) if own else paragraph(_NO_GRID, "note"), tuple(parts)))
+    subtitle = "Which models do the verifiers recognise as derived from the victim, and which do they accuse wrongly?"
+    return page(f"art_fingerprint: {', '.join(names)}", subtitle, victims)
+
+
+def _own_parts(rows: Sequence[Row], beside: Counterpart | None, prefix: str) -> list[Part]:
+    """Everything that the rows of a preset's own grid show."""
+    table = table_one(rows)
+    parts = [
+        Part("Verdicts, attack by attack", _matrix(rows)),
+        Part("Table I", _table(table)),
+        Part("Verifier by verifier", sheet(verifier_sheet(rows))),
+        Part("Every model, metric by metric", _strips(rows)),
+    ]
+    if beside is not None:
+        parts.append(_published(rows, table, beside))
+    return [*parts, *_robustness(rows, prefix)]
+
+
+def _glance(rows: Sequence[Row]) -> str:
+    """The numbers to begin with."""
+    table, lines = table_one(rows), verifier_lines(rows)
+    shares = {
+        name: (sum(share.judged for share in found), sum(share.total for share in found))
+        for name, found in (
+            ("recognised", [line.recognised for line in lines]),
+            ("accused", [line.accused for line in lines]),
+        )
     }
-    title = html.escape(next(iter(titles.values())) if len(groups) == 1 else f"art_fingerprint: {', '.join(groups)}")
-    parts = "".join(f"<h1>{html.escape(titles[preset])}</h1>{_part(kept)}" for preset, kept in groups.items())
+    missing = sum(row["status"] != "ok" for row in rows)
+    models = {(row["suspect"], row["seed"]) for row in rows}
+    values = [
+        ("-" if table.victim_accuracy is None else f"{table.victim_accuracy:.2f} %", "accuracy of the victim"),
+        (str(len(models)), "models, the victim and references among them"),
+        (str(len(lines)), "verifiers"),
+        ("{} of {}".format(*shares["recognised"]), "verdicts on derived models say so"),
+        ("{} of {}".format(*shares["accused"]), "verdicts on independent models accuse them"),
+        (str(missing), f"of {len(rows)} cells without a result"),
+    ]
+    return tiles(values)
+
+
+def _matrix(rows: Sequence[Row]) -> str:
+    """Verdicts by model and verifier, right and wrong ones marked."""
+    lines = verdict_lines(rows)
+
+    def mark(row: int, column: int) -> str:
+        if column < 2:
+            return ""
+        line = lines[row]
+        outcomes = list(line.outcomes.values())[column - 2]
+        judged = combine([True] * outcomes.get("derived", 0) + [False] * outcomes.get("not", 0))
+        return _mark(judged, line.truth == "derived")
+
     return (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width,initial-scale=1'>"
-        f"<title>{title}</title><style>{_STYLE}</style></head><body>{parts}</body></html>\n"
+        f"<p>By majority over seeds: {_KEY}. The last rows are models that have nothing to do with the victim.</p>"
+        f"{sheet(verdict_sheet(rows), 'matrix', mark)}"
     )
 
 
-def _part(kept: list[Row]) -> str:
-    """Everything about one preset."""
-    table = table_one(kept)
-    newest = kept[-1]
-    versions = ", ".join(f"{name} {version}" for name, version in newest["versions"].items())
-    strips = "".join(_strip(name, heading, kept, table) for name, heading, _ in COLUMNS)
-    roles = "".join(
-        f" <span style='color:{colour}'>&#9679;</span> {role}"
-        for role, colour in _COLOURS.items()
-        if any(row["role"] == role for row in kept)
-    )
-    return (
-        "<p>Which models do the verifiers recognise as derived from the victim? Layout of the RemovalNet paper's "
-        "Table I; mean ± sample standard deviation over seeds. <em>Ownership?</em> is Yes if most metrics of most "
-        "seeds pass their threshold: <span class='key right'>right</span> for a model derived from the victim, "
-        "<span class='key wrong'>wrong</span> for an independent one, and the other way round.</p>"
-        f"{_table(table)}<h2>Verifier by verifier</h2>{_plain(verifier_sheet(kept))}"
-        f"<h2>Attack by attack</h2>{_plain(verdict_sheet(kept))}<h2>Every model, metric by metric</h2>"
-        f"<p>Each point is one model:{roles}. The line is the threshold; on the shaded side a model is judged "
-        f"derived.</p><div class='strips'>{strips}</div>{_robustness(kept)}<h2>Settings</h2>"
-        f"<p class='note'>preset {html.escape(str(newest['preset']))}; {html.escape(versions)}; "
-        f"device {html.escape(str(newest['device']))}</p>{_settings(kept)}"
-    )
-
-
-def _robustness(rows: list[Row]) -> str:
-    """Table IV, and robustness beside removal, as far as the rows have them."""
-    parts = []
-    with suppress(InvalidInputError):  # rows of an earlier version, or without a victim
-        parts += [
-            "<h2>Robustness against evasion</h2><p>Layout of Table IV: accuracy under attack (Rob), each model "
-            "attacked with its own examples, and its distance to the victim's (RobD). The last but one column says how "
-            "many of an attack's examples lie so close to a decision boundary that their class is a matter of "
-            "rounding.</p>",
-            _plain(Sheet(table_four(rows))),
-        ]
-    with suppress(InvalidInputError):  # no reference models, or other evasion attacks
-        parts += [
-            "<h2>Robustness and removal</h2><p>What each attack gains and what it costs. Distance gained, for each "
-            "verifier: 0 is a copy of the victim, 1 an average reference model. A good removal attack keeps both "
-            "accuracies and gains a distance of 1 from every verifier.</p>",
-            _plain(Sheet(tradeoff_cells(tradeoff(rows)))),
-        ]
-    return "".join(parts)
-
-
-def _plain(sheet: Sheet) -> str:
-    head, *body = sheet.cells
-    lines = "".join(f"<tr>{_cells(row)}</tr>" for row in body)
-    notes = "".join(f"<p class='note'>{html.escape(note)}</p>" for note in sheet.notes)
-    return (
-        f"<div class='wide'><table><thead><tr>{_cells(head, 'th')}</tr></thead><tbody>{lines}</tbody></table></div>"
-        f"{notes}"
-    )
-
-
-def _cells(values: Iterable[str], tag: str = "td") -> str:
-    return "".join(f"<{tag}>{html.escape(value)}</{tag}>" for value in values)
+def _mark(judged: bool | None, derived: bool) -> str:
+    return "" if judged is None else "right" if judged is derived else "wrong"
 
 
 def _table(table: Table) -> str:
-    head, *body, limits = cells(table)
-    parts = [f"<div class='wide'><table><thead><tr>{_cells(head, 'th')}</tr></thead><tbody>"]
-    for line, row in zip(table.lines, body, strict=True):
-        owned = combine(line.derived)
-        mark = "" if owned is None else " class='right'" if owned is (line.role == "surrogate") else " class='wrong'"
-        parts.append(f"<tr>{_cells(row[:-1])}<td{mark}>{html.escape(row[-1])}</td></tr>")
-    parts.append(f"<tr class='limit'>{_cells(limits)}</tr></tbody></table></div>")
-    if table.notes:
-        notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
-        parts.append(f"<p>Cells without a result:</p><ul>{notes}</ul>")
-    return "".join(parts)
+    found = cells(table)
+    last = len(found[0]) - 1
 
+    def mark(row: int, column: int) -> str:
+        if column < last or row >= len(table.lines):
+            return ""
+        line = table.lines[row]
+        return _mark(combine(line.derived), line.role == "surrogate")
 
-def _strip(name: str, heading: str, rows: list[Row], table: Table) -> str:
-    """One metric as a strip plot: a line for each suspect, a point for each seed."""
-    order = {"victim": 0, "surrogate": 1, "negative": 2, "reference": 3}
-    points = [
-        (row, row["metrics"][name])
-        for row in sorted(rows, key=lambda row: order.get(row["role"], 4))
-        if row["status"] == "ok" and name in row["metrics"] and row["metrics"][name]["value"] is not None
-    ]
-    if not points:
-        return ""
-    tau = table.thresholds.get(name)
-    values = [result["value"] for _, result in points] + ([] if tau is None else [tau])
-    ticks = _ticks(min(0.0, *values), max(values))
-    low, span = ticks[0], (ticks[-1] - ticks[0])
-    labels = list(dict.fromkeys(row["suspect"] for row, _ in points))
-    short = {label: label if len(label) <= 30 else f"{label[:29]}…" for label in labels}
-    left, width, line = 20 + 7 * max(map(len, short.values())), 420, 20
-    bottom = line * len(labels) + 8
-
-    def x_of(value: float) -> float:
-        return left + width * (value - low) / span
-
-    svg = [
-        f"<svg viewBox='0 0 {left + width + 20} {bottom + 22}' role='img' aria-label='{html.escape(heading)}'>",
-        *(
-            f"<line x1='{x_of(tick):.1f}' x2='{x_of(tick):.1f}' y1='4' y2='{bottom}' stroke='#e4e4e4'/>"
-            f"<text x='{x_of(tick):.1f}' y='{bottom + 16}' text-anchor='middle'>{tick:.4g}</text>"
-            for tick in ticks
-        ),
-    ]
-    says = ""
-    if tau is not None:
-        below = points[0][1]["direction"] == "distance"
-        start, end = (left, x_of(tau)) if below else (x_of(tau), left + width)
-        says = f": derived {'below' if below else 'above'} {tau:.3g}"
-        svg.append(
-            f"<rect x='{start:.1f}' y='4' width='{max(end - start, 0):.1f}' height='{bottom - 4}' fill='#5b7fb8' "
-            f"fill-opacity='.15'/><line x1='{x_of(tau):.1f}' x2='{x_of(tau):.1f}' y1='4' y2='{bottom}' stroke='#333'/>"
-        )
-    for index, label in enumerate(labels):
-        y = 6 + line * (index + 0.5)
-        svg.append(f"<text x='{left - 10}' y='{y + 4:.1f}' text-anchor='end'>{html.escape(short[label])}</text>")
-        for row, result in points:
-            if row["suspect"] == label:
-                tip = html.escape(f"{label}, seed {row['seed']}: {result['value']:.4g}")
-                svg.append(
-                    f"<circle cx='{x_of(result['value']):.1f}' cy='{y:.1f}' r='4.5' stroke='#fff' stroke-width='.7' "
-                    f"fill='{_COLOURS.get(row['role'], '#666')}' fill-opacity='.75'><title>{tip}</title></circle>"
-                )
-    return f"<figure><h3>{html.escape(heading + says)}</h3>{''.join(svg)}</svg></figure>"
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Return a few round numbers from at most ``low`` to at least ``high``."""
-    raw = ((high - low) or 1.0) / 6
-    unit = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * unit for factor in (1, 2, 2.5, 5, 10) if factor * unit >= raw * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), max(math.ceil(high / step - 1e-9), 1)
-    return [index * step for index in range(first, last + 1)]
-
-
-def _settings(rows: list[Row]) -> str:
-    lines = {}
-    for row in rows:
-        if row["attack"]:
-            lines[row["suspect"]] = f"{row['attack']}({_arguments(row['attack_params'])})"
-        lines[row["verifier"]] = f"{row['verifier']}({_arguments(row['verifier_params'])})"
-    items = "".join(
-        f"<li><b>{html.escape(name)}</b>: <code>{html.escape(text)}</code></li>" for name, text in lines.items()
+    return (
+        "<p>Layout of the RemovalNet paper's Table I; mean ± sample standard deviation over seeds. <em>Ownership?</em> "
+        f"is Yes if most metrics of most seeds pass their threshold: {_KEY}.</p>"
+        f"{sheet(Sheet(found, rule_before_last=True), mark=mark)}{_missing(table.notes)}"
     )
-    return f"<ul>{items}</ul>"
 
 
-def _arguments(params: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in params.items())
+def _missing(texts: Sequence[str]) -> str:
+    """Name the cells without a result."""
+    if not texts:
+        return ""
+    listed = notes(texts)
+    return folded(f"Cells without a result: {len(texts)} reasons", listed, len(texts) <= _MOST_NOTES)
+
+
+def _strips(rows: Sequence[Row]) -> str:
+    roles = "".join(
+        f" <span class='dot'><span style='color:{colour}'>&#9679;</span> {role}</span>"
+        for role, colour in ROLE_COLOURS.items()
+        if any(row["role"] == role for row in rows)
+    )
+    legend = (
+        f"<p>Each point is one model: {roles} The line is the threshold; on the shaded side a model is judged derived. "
+        "Point at a model for its value.</p>"
+    )
+    blocks, left = [], MOST_STRIPS
+    for verifier, found in strips(rows).items():
+        shown, left = found[:left], max(left - len(found), 0)
+        body = f"<div class='strips'>{''.join(map(drawn, shown))}</div>" if shown else ""
+        rest = [strip.heading for strip in found[len(shown) :]]
+        if rest:
+            body += paragraph(f"Not drawn: {', '.join(rest)}. Verifier by verifier has their numbers.", "note")
+        count = f"{len(found)} metric{'s' if len(found) > 1 else ''}"
+        blocks.append(folded(f"{verifier}: {count}", body, bool(shown), "many" if len(found) > 1 else ""))
+    return f"{legend}<div class='blocks'>{''.join(blocks)}</div>"
+
+
+def _published(rows: Sequence[Row], table: Table, beside: Counterpart) -> Part:
+    """The paper's numbers, verdicts and settings beside ours."""
+    paper = beside.table
+    victim = f"{paper.dataset} ({VICTIMS.get(paper.dataset, '-')})"
+    about = f"The paper's lines are those of {victim}, each below ours of the same label."
+    if not beside.same:
+        about = (
+            f"The paper's lines are those of {victim}, each below ours of the same label: another data set and another "
+            f"network than {table.dataset}. Compare the order of the lines and the verdicts, not the size of the "
+            "numbers."
+        )
+    numbers = beside_published(table, paper)
+    head, *body = numbers.cells
+    short = [[label, source.partition(":")[0], *values] for label, source, *values in body]
+    parts = [paragraph(about), sheet(Sheet([head, *short], numbers.notes), "pairs")]
+    found = agreement(rows, paper)
+    if found.total:
+        parts.append("<h3>Verdicts that differ</h3>")
+        parts.append(
+            paragraph(
+                f"{found.same} of {found.total} verdicts, of each metric and by majority, are the paper's: ours by "
+                "most seeds, the paper's by its mean and its threshold."
+            )
+        )
+        if found.same < found.total:
+            parts.append(sheet(found.sheet, "words"))
+    settings = settings_beside(rows, paper)
+    if settings is not None:
+        parts += ["<h3>Settings that differ</h3>", sheet(settings, "words")]
+    return Part("The paper's numbers beside ours", "".join([*parts, "<h3>How to read it</h3>", notes(GENERAL)]))
+
+
+def _robustness(rows: Sequence[Row], prefix: str) -> list[Part]:
+    """Table IV, and robustness beside removal, as far as the rows have them."""
+    parts = []
+    with suppress(InvalidInputError):  # rows of an earlier version, or without a victim
+        parts.append(
+            Part(
+                "Robustness against evasion",
+                "<p>Layout of Table IV: accuracy under attack (Rob), each model attacked with its own examples, and "
+                "its distance to the victim's (RobD). The last but one column says how many of an attack's examples "
+                "lie so close to a decision boundary that their class is a matter of rounding.</p>"
+                f"{sheet(Sheet(table_four(rows)))}",
+            )
+        )
+    with suppress(InvalidInputError):  # no reference models, or other evasion attacks
+        points = tradeoff(rows)
+        picture = _picture(Exhibit("tradeoff", "Robustness and removal", figure=lambda: plot_tradeoff(points)), prefix)
+        parts.append(
+            Part(
+                "Robustness and removal",
+                "<p>What each attack gains and what it costs. Distance gained, for each verifier: 0 is a copy of the "
+                "victim, 1 an average reference model. A good removal attack keeps both accuracies and gains a "
+                f"distance of 1 from every verifier.</p>{picture}{sheet(Sheet(tradeoff_cells(points)))}",
+            )
+        )
+    return parts
+
+
+def _exhibits(found: Sequence[Exhibit], prefix: str) -> list[Part]:
+    parts = []
+    for exhibit in found:
+        paper = FIGURES.get(exhibit.name)
+        body = "" if paper is None else paragraph(f"The paper, on its data: {paper}", "note")
+        body += _picture(exhibit, prefix) + notes(exhibit.notes)
+        for name, table in exhibit.sheets.items():
+            long = len(table.cells) > 16
+            one = sheet(table)
+            body += folded(f"{name.capitalize() or 'Numbers'}: {len(table.cells) - 1} rows", one) if long else one
+        parts.append(Part(f"{_spoken(exhibit.name)}: {exhibit.title}", body))
+    return [Part("The paper's experiments", "", tuple(parts))] if parts else []
+
+
+def _spoken(name: str) -> str:
+    return name.replace("fig", "Fig. ").replace("table", "Table ")
+
+
+def _picture(exhibit: Exhibit, prefix: str) -> str:
+    """Return an exhibit's picture: drawn now, else the one that was written before, else why there is none."""
+    label, why = f"{_spoken(exhibit.name)}: {exhibit.title}", ""
+    found = ""
+    if exhibit.figure is not None:
+        try:
+            found = inline_svg(exhibit.figure(), f"{prefix}-{exhibit.name}", label)
+        except MissingDependencyError as error:
+            why = str(error)
+        except FingerprintError as error:
+            why = f"There is no picture: {error}"
+    if not found and exhibit.image is not None:
+        try:
+            found, why = inline_png(exhibit.image, label), ""
+        except ValueError as error:
+            why = f"The picture is not shown: {error}."
+    if found:
+        return f"<figure class='picture'><div class='wide'>{found}</div></figure>"
+    return paragraph(why, "note") if why else ""
+
+
+def _how(preset: str, own: Sequence[Row], inner: Mapping[str, Sequence[Row]], given: Provenance) -> Part:
+    """How everything was measured, and how to repeat it."""
+    commands = "\n".join(measured.commands(preset, own, inner, given))
+    parts = []
+    for name, rows in {"": own, **inner}.items():
+        if not rows:
+            continue
+        body = (
+            sheet(measured.facts(rows, given), "facts")
+            + "<h4>Attacks</h4>"
+            + sheet(measured.attacks(rows, given), "words")
+            + "<h4>Verifiers</h4>"
+            + sheet(measured.verifiers(rows), "words")
+            + _missing(table_one(rows).notes)
+        )
+        parts.append(body if not name else folded(f"{_spoken(name)}: settings", body))
+    text = f"To repeat it:<pre>{html.escape(commands)}</pre>"
+    victims = given.plan.get("victims")
+    if given.victim(preset) and own:
+        assert isinstance(victims, Mapping)
+        plan = json.dumps({**given.plan, "victims": {preset: victims[preset]}}, indent=2)
+        parts.append(folded("The plan: save it as plan.json", f"<pre>{html.escape(plan)}</pre>"))
+    return Part("How this was measured", text + "".join(parts))

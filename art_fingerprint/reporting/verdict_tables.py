@@ -235,6 +235,37 @@ def _notes(metrics: Sequence[MetricLine]) -> tuple[str, ...]:
     return tuple(notes)
 
 
+@dataclass(frozen=True)
+class VerdictLine:
+    """What the verifiers say about one row label.
+
+    :ivar label: Row label.
+    :ivar truth: ``"derived"`` or ``"independent"``.
+    :ivar outcomes: Verifier to how many verdicts were ``derived``, ``not``, ``undecided``, ``failed`` and ``skipped``.
+    """
+
+    label: str
+    truth: str
+    outcomes: Mapping[str, Mapping[str, int]]
+
+
+def verdict_lines(rows: Iterable[Row]) -> list[VerdictLine]:
+    """Return verdicts by model and verifier; surrogates in order of appearance, negatives last.
+
+    :param rows: Rows of one preset.
+    :raises InvalidInputError: no rows, or rows of several presets.
+    """
+    kept = rows_of_one_preset(rows)
+    verifiers = list(dict.fromkeys(row["verifier"] for row in kept))
+    wanted = sorted((row for row in kept if row["role"] in _TRUTH), key=lambda row: row["role"] == _INDEPENDENT)
+    lines = []
+    for label, role in dict.fromkeys((row["suspect"], row["role"]) for row in wanted):
+        mine = [row for row in wanted if (row["suspect"], row["role"]) == (label, role)]
+        outcomes = {name: Counter(_outcome(row) for row in mine if row["verifier"] == name) for name in verifiers}
+        lines.append(VerdictLine(one_line(label), _TRUTH[role], outcomes))
+    return lines
+
+
 def verdict_sheet(rows: Iterable[Row]) -> Sheet:
     """Return verdicts by model and verifier: ``k/n`` judged derived of those with a verdict, then what has none.
 
@@ -245,16 +276,13 @@ def verdict_sheet(rows: Iterable[Row]) -> Sheet:
     """
     kept = rows_of_one_preset(rows)
     verifiers = list(dict.fromkeys(row["verifier"] for row in kept))
-    wanted = sorted((row for row in kept if row["role"] in _TRUTH), key=lambda row: row["role"] == _INDEPENDENT)
     cells = [["Model", "Truth", *(one_line(short(name)) for name in verifiers)]]
-    for label, role in dict.fromkeys((row["suspect"], row["role"]) for row in wanted):
-        mine = [row for row in wanted if (row["suspect"], row["role"]) == (label, role)]
-        outcomes = [Counter(_outcome(row) for row in mine if row["verifier"] == name) for name in verifiers]
-        cells.append([one_line(label), _TRUTH[role], *map(_verdicts, outcomes)])
+    cells += [[line.label, line.truth, *map(verdicts, line.outcomes.values())] for line in verdict_lines(kept)]
     return Sheet(cells, ("k/n: k models are judged derived, of n with a verdict.",))
 
 
-def _verdicts(outcomes: Mapping[str, int]) -> str:
+def verdicts(outcomes: Mapping[str, int]) -> str:
+    """Return how many verdicts were "derived", of those that decided, and how many are none."""
     share = Share(outcomes["derived"], outcomes["derived"] + outcomes["not"])
     parts = [str(share)] if share.total else []
     parts += [f"{outcomes[name]} {name}" for name in ("undecided", "failed", "skipped") if outcomes[name]]

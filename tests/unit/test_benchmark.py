@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -154,6 +155,8 @@ def test_rows_have_every_key_of_the_design(finished: Path) -> None:
         assert set(row["versions"]) == {"art_fingerprint", "art", "numpy", "python", "torch"}
         assert row["queries"] > 0
         assert row["verify_seconds"] > 0
+        assert row["data"] == load_digits().digest
+        assert 0 <= time.time() - row["finished_seconds"] < 3600
         assert isinstance(row["derived"], bool)
         for result in row["metrics"].values():
             assert set(result) == {"value", "threshold", "direction", "derived", "p_value", "space"}

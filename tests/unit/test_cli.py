@@ -26,7 +26,7 @@ from tests.tiny_preset import tiny
 FILES = (
     *("table.md", "table.csv", "table.tex", "report.html", "robustness.md", "robustness.csv"),
     *("tradeoff.md", "tradeoff.csv", "tradeoff.png"),
-    *(f"{name}.{form}" for name in ("verifiers", "verdicts") for form in ("md", "csv", "tex")),
+    *(f"{name}.{form}" for name in ("verifiers", "verdicts", "published") for form in ("md", "csv", "tex")),
 )
 
 
@@ -109,9 +109,13 @@ def test_report_needs_rows_alone(finished: Path, tmp_path: Path, capsys: pytest.
     shutil.copy(finished / "rows.jsonl", tmp_path)
     assert cli.main(["report", str(tmp_path)]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*FILES, "rows.jsonl"])
-    for name in FILES:
-        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+    same = [name for name in FILES if name != "report.html"]
+    assert all((tmp_path / name).read_bytes() == (finished / name).read_bytes() for name in same)
     assert "Negative" in capsys.readouterr().out
+    assert "the folder has no plan of these rows" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    shutil.copy(finished / "plan.json", tmp_path)
+    assert cli.main(["report", str(tmp_path)]) == 0
+    assert (tmp_path / "report.html").read_bytes() == (finished / "report.html").read_bytes()
 
 
 def test_chosen_rows_and_verifiers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,21 +243,31 @@ def test_published_numbers_of_a_named_data_set(folder: Path, capsys: pytest.Capt
 
 
 def test_published_numbers_of_the_rows_own_data_set(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", str(folder), "--published"]) == 0
+    assert "paper: CIFAR10" in capsys.readouterr().out  # the nearest to digits
+    for path in folder.glob("published.*"):
+        path.unlink()
+    rows = read_rows(folder)
+    write_rows(folder, [{**row, "dataset": "letters"} for row in rows])
     before = {path.name for path in folder.iterdir()}
     assert cli.main(["report", str(folder), "--published"]) == 2
     message = one_line(capsys)
-    assert "no table of the rows' data set (digits)" in message
+    assert "no table of the rows' data set (letters)" in message
     assert "CIFAR10, GTSRB, Skin Lesion, CelebA+20, CelebA+31, ImageNet" in message
     assert cli.main(["report", str(folder), "--published", "CIFAR100"]) == 2
     assert "no table of the data set 'CIFAR100'; it has CIFAR10," in one_line(capsys)
     assert {path.name for path in folder.iterdir()} == before
-    write_rows(folder, [{**row, "dataset": "celeba31"} for row in read_rows(folder)])
+    assert cli.main(["report", str(folder)]) == 0
+    capsys.readouterr()
+    assert not list(folder.glob("published.*"))
+    assert "CIFAR10" not in (folder / "report.html").read_text(encoding="utf-8")
+    write_rows(folder, [{**row, "dataset": "celeba31"} for row in rows])
     assert cli.main(["report", str(folder), "--published"]) == 0
     assert "paper: CelebA+31" in capsys.readouterr().out
 
 
 def test_rows_of_several_presets(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = read_rows(folder)
+    rows = [{**row, "dataset": "letters"} for row in read_rows(folder)]
     other = [{**row, "preset": "a/b", "dataset": "gtsrb", "victim": "w"} for row in rows]
     write_rows(folder, [row for pair in zip(other, rows, strict=True) for row in pair])
     (folder / "tradeoff.png").unlink()

@@ -225,6 +225,41 @@ def test_a_run_that_may_write_no_more_stops_with_one_line_and_goes_on_later(tmp_
     assert len({r["key"] for r in rows}) == len(rows) == 12
 
 
+LINES = """
+import resource, signal, sys
+from pathlib import Path
+from art_fingerprint.benchmark.store import KEYS, Store, read_rows
+from art_fingerprint.exceptions import StoreError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+row = dict.fromkeys(KEYS, "x" * 20)
+for limit in range(1000, 2000, 90):
+    folder = Path(sys.argv[1]) / str(limit)
+    store = Store(folder)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    written = 0
+    try:
+        while written < 9:
+            store.append(row)
+            written += 1
+    except StoreError:
+        pass
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert written < 9
+    assert len(read_rows(folder) if written else store.rows()) == written, limit
+    store.append(row)
+    assert len(read_rows(folder)) == written + 1, limit
+"""
+
+
+def test_a_line_that_does_not_fit_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Wherever in a line the limit lies: what did not fit must not be written when the file is closed."""
+    run = subprocess.run(
+        [sys.executable, "-c", LINES, str(tmp_path)], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert run.returncode == 0, run.stderr
+
+
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Any:
     """A file system of 256 kB."""
