@@ -171,7 +171,8 @@ INSIDE = {
     "benchmark": "materials on_ray processes suspects validation workbench",
     "core": "chains channel_labels files folding frozen_cut graph group_sets notices outputs parameters rescaling "
     "stored_weights streams versions weight_format",
-    "experiments": "ablation insides learning ratios stealing tables",
+    "experiments": "ablation exhibits insides learning ratios stealing tables",
+    "reporting": "measured page pictures strips",
     "attacks": "removalnet removalnet_checks removalnet_cost removalnet_run",
     "verifiers": "base committee_verdict deepjudge fingerprint modeldiff weight_alignment",
     "zoo": "cifar faces idx imagenet listing skin_lesions traffic_signs",
