@@ -385,7 +385,7 @@ class Verifier(abc.ABC):
     def _by_chance(self, name: str, threshold: float, p_value: float) -> None:
         self._notes.chances[name] = Chance(threshold, p_value)
 
-    def _measure(self, classifier: Any, outputs: AnswerKind = "auto", record: bool = False, **limits: Any) -> Measurement:
+    def _measure(self, classifier: Any, outputs: AnswerKind, record: bool = False, **limits: Any) -> Measurement:
         fingerprint = self._require_fingerprint()
         check_suspect(self, classifier)
         suspect = Suspect(classifier, self.batch_size, outputs, nan_policy=self.nan_policy, record=record, **limits)
