@@ -27,7 +27,16 @@ def concrete_subclasses(package: ModuleType, base: type) -> set[type]:
 
 
 def without_a_page(names: Iterable[str], folder: Path) -> list[str]:
-    """Return the names that no Markdown page below a folder mentions as a word of its own."""
-    text = "\n".join(page.read_text(encoding="utf-8") for page in sorted(folder.rglob("*.md")))
-    words = set(re.findall(r"\w+", text))
-    return sorted(set(names) - words)
+    """Return the names that no Markdown page below a folder has as a word of its own, or through ``automodule``.
+
+    :param names: Names of classes.
+    :param folder: Where the pages are. ``.. automodule:: package.module`` with ``:members:`` stands for the names in
+        that module's ``__all__``.
+    """
+    known: set[str] = set()
+    for page in sorted(folder.rglob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        known.update(re.findall(r"\w+", text))
+        for module in re.findall(r"\.\. automodule:: ([\w.]+)\n\s+:members:", text):
+            known.update(getattr(importlib.import_module(module), "__all__", ()))
+    return sorted(set(names) - known)
