@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from art_fingerprint.core.outputs import only_labels
-
-# two equal rows of scores are no chance, so many equal labels are none either
-_FEWEST_SCORES, _FEWEST_LABELS = 2, 10
+# so many answers that are alike are no chance, not even of labels
+_FEWEST = 10
+# what batches of another size change in a score
+_ROUNDING = 1e-5
 
 
 class AnswerLog:
@@ -41,18 +41,13 @@ class AnswerLog:
         if self._alike and len(answer):
             first = answer[:1].detach().clone() if self._first is None else self._first
             self._first = first
-            self._alike = bool((answer == first).all())  # never true of NaN
+            self._alike = bool(((answer - first).abs() <= _ROUNDING * first.abs().max()).all())  # never true of NaN
             self._count += len(answer)
 
     @property
     def constant(self) -> str:
-        """Why nothing follows from the answers if all of them are alike, else empty.
-
-        A network that works gives no two inputs bitwise equal scores; equal labels are possible by chance, but not ten.
-        """
-        if not self._alike or self._first is None:
-            return ""
-        if self._count < (_FEWEST_LABELS if only_labels(self._first) else _FEWEST_SCORES):
+        """Why nothing follows from the answers if all of them, ten or more, are alike, else empty."""
+        if not self._alike or self._count < _FEWEST:
             return ""
         return f"The suspect gave one and the same answer to all {self._count} probes, which says nothing about it."
 

@@ -64,8 +64,8 @@ class Suspect:
     :param nan_policy: A row that is NaN or infinite raises (``"raise"``), or has label -1 (``"mismatch"``), and raises
         where scores are needed.
     :param record: Keep the answers for :meth:`softened`.
-    :param max_seconds: Time after which no more is sent, counted from now; ``None`` for no limit. A call that has begun
-        is waited for.
+    :param max_seconds: Time after which no more is sent, counted from the first query; ``None`` for no limit. A call
+        that has begun is waited for.
     :param repeats: Probes that :meth:`doubts` asks about a second time.
     :ivar kind: What it answers, ``"auto"`` until decided.
     :ivar queries: Samples sent so far.
@@ -99,7 +99,7 @@ class Suspect:
         self.nan_policy = nan_policy
         self.queries = 0
         self.max_seconds = max_seconds
-        self._started = time.monotonic()
+        self._started: float | None = None
         self._log = AnswerLog(repeats)
         self._recorded: list[Tensor] | None = [] if record else None
         self._nb_hard: int | None = 0  # answers so far if all of them showed labels only, else None
@@ -353,6 +353,7 @@ class Suspect:
             raise QueryBudgetError(
                 f"The next {n} queries would exceed the budget of {self.budget}; {self.queries} were sent."
             )
+        self._started = time.monotonic() if self._started is None else self._started
         if self.max_seconds is not None and time.monotonic() - self._started > self.max_seconds:
             raise QueryBudgetError(f"The {self.max_seconds:g} s are over; {self.queries} queries were sent by then.")
         self.queries += n

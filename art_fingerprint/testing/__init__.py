@@ -56,7 +56,7 @@ def attack_checks(case: AttackCase) -> list[Check]:
 def verifier_checks(case: VerifierCase) -> list[Check]:
     """Return all checks of a verifier; those of hostile suspects only if it can judge one that answers queries."""
     found = _named(verifier_parameters.CHECKS, verifier_extraction.CHECKS, verifier_verdicts.CHECKS)
-    return checks_of(case, {**found, **(verifier_verdicts.hostile_checks() if case.asks else {})})
+    return checks_of(case, {**found, **(verifier_verdicts.hostile_checks(case) if case.asks else {})})
 
 
 def _named(*groups: tuple[Callable[..., None], ...]) -> dict[str, Callable[..., None]]:

@@ -38,12 +38,14 @@ class HostileSuspect:
     :ivar answer: From the ``predict`` of an honest model to that of this service.
     :ivar reason: What the verdict's reason has to say.
     :ivar options: Arguments of ``verify`` without which it cannot be found out.
+    :ivar labels: Whether it answers labels instead of scores.
     """
 
     name: str
     answer: Callable[[Answer], Answer]
     reason: str
     options: dict[str, Any] = field(default_factory=dict)
+    labels: bool = False
 
 
 def _raising(error: BaseException) -> Callable[[Answer], Answer]:
@@ -96,7 +98,7 @@ HOSTILE: tuple[HostileSuspect, ...] = (
     HostileSuspect("an_error", _raising(ConnectionError("503")), "ConnectionError while it answered probes: 503"),
     HostileSuspect("no_memory", _raising(MemoryError()), "MemoryError"),
     HostileSuspect("one_answer_to_all", lambda honest: lambda x: honest(np.zeros_like(x)), "same answer"),
-    HostileSuspect("one_label_to_all", lambda honest: lambda x: np.zeros(len(x), int), "same answer"),
+    HostileSuspect("one_label_to_all", lambda honest: lambda x: np.zeros(len(x), int), "same answer", labels=True),
     HostileSuspect("too_slow", _slow, "are over", {"max_seconds": 0.01}),
     HostileSuspect("answers_at_random", _at_random, "repeated probes", {"repeats": 4}),
 )

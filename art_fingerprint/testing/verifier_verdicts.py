@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -226,7 +227,9 @@ def hostile_suspect(case: VerifierCase, hostile: HostileSuspect) -> None:
         sent.append(len(x))
         return bad(x)
 
-    verdict = verifier.verify(black_box(honest, answer), **hostile.options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        verdict = verifier.verify(black_box(honest, answer), **hostile.options)
     expect(verdict.derived is None, f"The verdict decides: {verdict}")
     expect(re.search(hostile.reason, verdict.reason), f"The reason is {verdict.reason!r}, not {hostile.reason!r}.")
     expect(verdict.queries == sum(sent) > 0, f"{sum(sent)} samples were sent, the verdict counts {verdict.queries}.")
@@ -277,9 +280,14 @@ CHECKS = (
 )
 
 
-def hostile_checks() -> dict[str, Callable[[VerifierCase], None]]:
-    """Return the checks of suspects that only answer queries, and answer badly, by name."""
+def hostile_checks(case: VerifierCase) -> dict[str, Callable[[VerifierCase], None]]:
+    """Return the checks of suspects that only answer queries, and answer badly, by name.
+
+    Labels are no bad answer to a verifier that needs scores: it refuses them.
+    """
     found: dict[str, Callable[[VerifierCase], None]] = {
-        f"undecided_on_{hostile.name}": partial(hostile_suspect, hostile=hostile) for hostile in HOSTILE
+        f"undecided_on_{hostile.name}": partial(hostile_suspect, hostile=hostile)
+        for hostile in HOSTILE
+        if case.metrics("labels") or not hostile.labels
     }
     return {**found, "interrupts_pass": interrupts_pass, "odd_suspects_are_scored_alike": odd_suspects_are_scored_alike}

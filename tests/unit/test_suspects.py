@@ -50,7 +50,7 @@ from art_fingerprint.verifiers import (
     Verifier,
     ZestVerifier,
 )
-from tests.conformance.test_verifiers import (
+from tests.conformance.verifier_cases import (
     CASES,
     Case,
     X,
