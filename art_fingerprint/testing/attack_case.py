@@ -69,11 +69,15 @@ class AttackCase:
         """Return the attack on a victim, by default a new one."""
         return self.attack(self.victim() if victim is None else victim, **{**self.options, **changes})
 
+    def data(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return copies of x and y."""
+        return self.x.copy(), self.y.copy()
+
     def surrogate(self) -> tuple[PyTorchClassifier, PyTorchClassifier]:
         """Return a victim and its surrogate, only to be looked at: they are made once for all checks."""
         if "surrogate" not in self._memo:
             victim = self.victim()
-            self._memo["surrogate"] = victim, self.make(victim).generate(self.x.copy(), self.y.copy())
+            self._memo["surrogate"] = victim, self.make(victim).generate(*self.data())
         found: tuple[PyTorchClassifier, PyTorchClassifier] = self._memo["surrogate"]
         return found
 
@@ -81,7 +85,7 @@ class AttackCase:
         """Return what there was before and after a run: of the victim, the caller's arrays, and the process."""
         if "observed" not in self._memo:
             victim = marked(self.victim())
-            x, y = self.x.copy(), self.y.copy()
+            x, y = self.data()
             attack = self.make(victim)
 
             def look() -> dict[str, State]:

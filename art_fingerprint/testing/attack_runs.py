@@ -46,7 +46,7 @@ def surrogate_keeps_the_metadata(case: AttackCase) -> None:
     """Shapes, classes, clip values, channel order, device, loss, optimiser type and preprocessing are the victim's."""
     victim = case.victim()
     victim._optimizer = torch.optim.Adam(victim.model.parameters(), lr=0.0123)
-    surrogate = case.make(victim).generate(case.x, case.y)
+    surrogate = case.make(victim).generate(*case.data())
     for name in ("input_shape", "nb_classes", "clip_values", "channels_first", "device"):
         mine, wanted = getattr(surrogate, name), getattr(victim, name)
         expect(str(mine) == str(wanted), f"The surrogate's {name} is {mine}, the victim's {wanted}.")
@@ -90,9 +90,8 @@ def zero_strength_gives_the_victim(case: AttackCase) -> None:
     """Under the options of zero strength the surrogate has the victim's parameters."""
     if case.zero is None:
         return
-    victim = case.victim()
-    surrogate = case.make(victim, **case.zero).generate(case.x, case.y)
-    expect(parameters_equal(surrogate, victim), f"With {dict(case.zero)} the surrogate differs from the victim.")
+    surrogate = case.make(**case.zero).generate(*case.data())
+    expect(parameters_equal(surrogate, case.victim()), f"With {dict(case.zero)} the surrogate differs from the victim.")
 
 
 # ---------------------------------------------------------------------- what is left alone
@@ -144,7 +143,7 @@ def errors_leave_everything_alone(case: AttackCase) -> None:
 
         attack = case.make(victim, callback=stop, callback_interval=1)
         before = everything(victim)
-        refused(lambda a=attack: a.generate(case.x, case.y), error, "A run whose callback raises")  # type: ignore[misc]
+        refused(lambda a=attack: a.generate(*case.data()), error, "A run whose callback raises")  # type: ignore[misc]
         found = changes(before, everything(victim))
         expect(not found, f"After {error.__name__} in a callback these have changed: {', '.join(found)}.")
 
@@ -152,12 +151,12 @@ def errors_leave_everything_alone(case: AttackCase) -> None:
 # ---------------------------------------------------------------------- randomness
 def the_seed_decides(case: AttackCase) -> None:
     """One seed gives one surrogate, bit for bit, whatever the global random state; another seed gives another."""
-    first = case.make(seed=5).generate(case.x, case.y)
+    first = case.make(seed=5).generate(*case.data())
     with forked_random_state():
         disturb_random_state(99)
-        again = case.make(seed=5).generate(case.x, case.y)
+        again = case.make(seed=5).generate(*case.data())
     expect(equal(first, again), "Two runs with one seed gave different surrogates.")
-    other = case.make(seed=6).generate(case.x, case.y)
+    other = case.make(seed=6).generate(*case.data())
     if case.stochastic:
         expect(not parameters_equal(first, other), "Another seed gave the same surrogate: is it used?")
     else:
@@ -169,9 +168,9 @@ def one_object_runs_twice(case: AttackCase) -> None:
     victim = case.victim()
     kept = weights(victim)
     attack = case.make(victim)
-    first = attack.generate(case.x, case.y)
+    first = attack.generate(*case.data())
     victim.model.load_state_dict(kept)
-    expect(equal(first, attack.generate(case.x, case.y)), "The second run of one object gave another surrogate.")
+    expect(equal(first, attack.generate(*case.data())), "The second run of one object gave another surrogate.")
 
 
 # ---------------------------------------------------------------------- data
@@ -180,12 +179,12 @@ def labels_may_have_any_form(case: AttackCase) -> None:
     _, wanted = case.surrogate()
     classes = case.victim().nb_classes
     for name, form in (("one-hot rows", np.eye(classes)[case.y]), ("a column", case.y[:, None].astype(np.float64))):
-        found = case.make().generate(case.x, form)
+        found = case.make().generate(case.x.copy(), form)
         expect(equal(found, wanted), f"Labels as {name} gave another surrogate than indices.")
     if case.needs_labels:
-        refused(lambda: case.make().generate(case.x), InvalidInputError, "A run without labels")
+        refused(lambda: case.make().generate(case.x.copy()), InvalidInputError, "A run without labels")
     else:
-        found = case.make().generate(case.x)
+        found = case.make().generate(case.x.copy())
         expect(all(t.isfinite().all() for t in weights(found).values()), "Without labels the surrogate is not finite.")
 
 
@@ -195,7 +194,7 @@ def batch_sizes_may_be_odd(case: AttackCase) -> None:
         victim = case.victim()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that the batch was reduced
-            surrogate = case.make(victim, batch_size=batch_size).generate(case.x, case.y)
+            surrogate = case.make(victim, batch_size=batch_size).generate(*case.data())
         finite = all(tensor.isfinite().all() for tensor in weights(surrogate).values())
         expect(finite, f"batch_size={batch_size} gave a surrogate that is not finite.")
         expect(not parameters_equal(surrogate, victim), f"batch_size={batch_size} gave the victim.")
@@ -229,7 +228,7 @@ def bad_data_are_refused(case: AttackCase) -> None:
     ]
     for what, x, y in wrong:
         refused(lambda x=x, y=y: attack.generate(x, y), InvalidInputError, f"generate with {what}")  # type: ignore[misc]
-    refused(lambda: attack.generate(case.x, epochs=3), InvalidInputError, "generate(x, epochs=3)", "epochs")
+    refused(lambda: attack.generate(case.x.copy(), epochs=3), InvalidInputError, "generate(x, epochs=3)", "epochs")
 
 
 CHECKS = (

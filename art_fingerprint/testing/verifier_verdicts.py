@@ -194,7 +194,8 @@ def decisions_follow_direction_and_threshold(case: VerifierCase) -> None:
             votes = [result.derived for result in verdict.metrics.values()]
             wanted = 2 * sum(map(bool, votes)) > len(votes)
             expect(verdict.derived is wanted, f"The metrics vote {votes}, the verdict is {verdict.derived}.")
-            expect(name != "victim" or verdict.derived is True, f"The victim is not called derived: {verdict}")
+            if name == "victim" and rule == "extreme":  # other rules may set a threshold that nothing reaches
+                expect(verdict.derived is True, f"The victim is not called derived: {verdict}")
 
 
 def uncalibrated_verifiers_do_not_guess(case: VerifierCase) -> None:

@@ -269,8 +269,8 @@ class Verifier(abc.ABC):
             the model itself.
         :param outputs: What the suspect answers: ``"logits"``, ``"probabilities"``, ``"labels"``, or ``"auto"``, told
             from its answers: see :class:`~art_fingerprint.core.queries.Suspect`. Say it if you know it.
-        :param max_seconds: Time from the first query after which nothing more is sent; ``None`` for no limit. It is looked
-            at before each batch (see ``batch_size``); a call that never returns is left by Ctrl-C, which loses nothing.
+        :param max_seconds: Time from the first query after which nothing more is sent; ``None`` for no limit. It is
+            read before each batch (see ``batch_size``); what never returns is left by Ctrl-C, which loses nothing.
         :param repeats: Probes that are sent a second time at the end, to find out a suspect that answers at random.
             They are queries like all others.
         :raises CalibrationError: the suspect is one of the reference models that set the thresholds.
