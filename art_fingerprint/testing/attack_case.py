@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
 from art_fingerprint.testing.models import tiny_classifier, tiny_images
+from art_fingerprint.testing.signatures import parameters_of
 from art_fingerprint.testing.state import (
     State,
     marked,
@@ -62,7 +62,7 @@ class AttackCase:
     @property
     def parameters(self) -> dict[str, Any]:
         """The constructor's parameters and their defaults, without the estimator and ART's summary writer."""
-        found = dict(inspect.signature(self.attack).parameters)
+        found = parameters_of(self.attack)
         return {name: p.default for name, p in found.items() if name not in ("classifier", "summary_writer")}
 
     def make(self, victim: PyTorchClassifier | None = None, **changes: Any) -> Any:

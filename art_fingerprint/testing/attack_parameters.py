@@ -12,6 +12,7 @@ from art_fingerprint.exceptions import InvalidInputError
 from art_fingerprint.testing.attack_case import AttackCase
 from art_fingerprint.testing.checks import expect, refused
 from art_fingerprint.testing.nonsense import NONSENSE
+from art_fingerprint.testing.signatures import documentation_of, parameters_of
 
 
 def parameters_are_declared(case: AttackCase) -> None:
@@ -24,8 +25,8 @@ def parameters_are_declared(case: AttackCase) -> None:
 
 def parameters_are_documented(case: AttackCase) -> None:
     """The docstring of the class, or of its constructor, has a ``:param name:`` for each parameter."""
-    text = f"{case.attack.__doc__}\n{case.attack.__init__.__doc__}"
-    names = [name for name in inspect.signature(case.attack).parameters if name != "classifier"]
+    text = documentation_of(case.attack)
+    names = [name for name in parameters_of(case.attack) if name != "classifier"]
     missing = [name for name in names if f":param {name}:" not in text]
     expect(not missing, f"These parameters have no ':param name:' in the docstring: {missing}.")
 

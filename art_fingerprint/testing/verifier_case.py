@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
 from art_fingerprint.testing.models import independent_classifier, tiny_classifier, tiny_images
+from art_fingerprint.testing.signatures import parameters_of
 from art_fingerprint.testing.state import (
     State,
     marked,
@@ -76,7 +76,7 @@ class VerifierCase:
     @property
     def parameters(self) -> dict[str, Any]:
         """The constructor's parameters and their defaults, without the victim."""
-        found = inspect.signature(self.verifier).parameters
+        found = parameters_of(self.verifier)
         return {name: p.default for name, p in found.items() if name != "classifier"}
 
     @property

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-
 from art.exceptions import EstimatorError
 
 from art_fingerprint.core.parameters import as_json
 from art_fingerprint.exceptions import InvalidInputError
 from art_fingerprint.testing.checks import expect, refused
 from art_fingerprint.testing.nonsense import NONSENSE
+from art_fingerprint.testing.signatures import documentation_of, parameters_of
 from art_fingerprint.testing.suspects import black_box
 from art_fingerprint.testing.verifier_case import VerifierCase
 
@@ -35,7 +34,7 @@ def parameters_are_declared(case: VerifierCase) -> None:
     """``verifier_params`` has the names of the constructor's parameters; each is keyword-only and has a default."""
     declared, found = sorted(case.verifier.verifier_params), sorted(case.parameters)
     expect(declared == found, f"verifier_params is {declared}, but the constructor takes {found}.")
-    for name, parameter in inspect.signature(case.verifier).parameters.items():
+    for name, parameter in parameters_of(case.verifier).items():
         if name != "classifier":
             expect(parameter.kind is parameter.KEYWORD_ONLY, f"{name} must be keyword-only.")
             expect(parameter.default is not parameter.empty, f"{name} has no default.")
@@ -43,7 +42,7 @@ def parameters_are_declared(case: VerifierCase) -> None:
 
 def parameters_are_documented(case: VerifierCase) -> None:
     """The docstring of the class, or of its constructor, has a ``:param name:`` for each parameter."""
-    text = f"{case.verifier.__doc__}\n{case.verifier.__init__.__doc__}"
+    text = documentation_of(case.verifier)
     missing = [name for name in ("classifier", *case.parameters) if f":param {name}:" not in text]
     expect(not missing, f"These parameters have no ':param name:' in the docstring: {missing}.")
 

@@ -17,6 +17,7 @@ from art_fingerprint import testing
 from art_fingerprint.core.seeding import torch_generator
 from art_fingerprint.exceptions import InvalidInputError
 from art_fingerprint.testing import AttackCase, Check, VerifierCase, attack_checks, parametrize, verifier_checks
+from art_fingerprint.testing.signatures import documentation_of, parameters_of
 from art_fingerprint.verifiers import Metric
 from tests.conformance.own_classes import OwnAttack, OwnVerifier
 
@@ -371,3 +372,22 @@ def test_a_refusal_must_be_the_right_one() -> None:
         refused(lambda: None, InvalidInputError, "Nothing")
     with pytest.raises(AssertionError, match="must raise InvalidInputError, it raised KeyError"):
         refused(lambda: {}["x"], InvalidInputError, "A lookup")  # type: ignore[index]
+
+
+def test_parameters_that_are_handed_on_are_found() -> None:
+    class Top(OwnVerifier):
+        """:param more: Something."""
+
+        def __init__(self, classifier: Any, *, more: int = 1, **options: Any) -> None:
+            """:param nb_probes: Something else."""
+            super().__init__(classifier, **options)
+
+    class Closed(Top):
+        def __init__(self, classifier: Any) -> None:
+            super().__init__(classifier)
+
+    assert list(parameters_of(Top)) == ["classifier", "more", *list(parameters_of(OwnVerifier))[1:]]
+    assert parameters_of(Top)["nb_probes"].default == 20
+    assert ":param more:" in documentation_of(Top)
+    assert ":param nb_probes:" in documentation_of(Top)
+    assert list(parameters_of(Closed)) == ["classifier"]
