@@ -102,6 +102,10 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--thresholds", type=Path, metavar="T.json", help="use these instead of the file's own")
     verify.add_argument("--outputs", default="auto", help="auto (default), logits, probabilities or labels")
     verify.add_argument("--budget", type=int, help="most images that are sent to the suspect")
+    verify.add_argument("--max-seconds", type=float, metavar="S", help="time after which no more images are sent")
+    verify.add_argument(
+        "--repeats", type=int, default=0, metavar="N", help="images sent twice, to see whether answers are random"
+    )
     verify.add_argument("--json", action="store_true", help="print the verdict as JSON")
     verify.add_argument("--fail-if-derived", action="store_true", help="exit status 1 for a derived model")
 

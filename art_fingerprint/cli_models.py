@@ -76,7 +76,13 @@ def verify(arguments: argparse.Namespace) -> bool | None:
     arguments.clip = arguments.clip or (low, high)
     arguments.nb_classes = arguments.nb_classes or fingerprint.facts["nb_classes"]
     suspect = _model(arguments, arguments.weights, fingerprint.facts["input_shape"])
-    verdict = kind.from_fingerprint(fingerprint).verify(suspect, budget=arguments.budget, outputs=arguments.outputs)
+    verdict = kind.from_fingerprint(fingerprint).verify(
+        suspect,
+        budget=arguments.budget,
+        outputs=arguments.outputs,
+        max_seconds=arguments.max_seconds,
+        repeats=arguments.repeats,
+    )
     print(json.dumps(verdict.to_dict(), indent=2, default=str) if arguments.json else verdict)
     return verdict.derived
 

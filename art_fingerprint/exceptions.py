@@ -39,12 +39,16 @@ class IncompatibleArchitectureError(IncompatibleSuspectError):
     """A white-box metric needs a layer that the suspect does not have in the same shape."""
 
 
+class MalformedAnswerError(IncompatibleSuspectError):
+    """A suspect's answer is not what classifiers answer: one row of scores, or one label, for each sample."""
+
+
 class AccessError(FingerprintError):
     """The metric needs more access to the suspect (scores, layers, gradients) than it gives."""
 
 
 class QueryBudgetError(FingerprintError):
-    """The next batch of queries would exceed the budget. It was not sent."""
+    """The next batch of queries would exceed the budget, or the time for them is over. It was not sent."""
 
 
 class NonFiniteOutputError(FingerprintError):

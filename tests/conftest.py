@@ -16,34 +16,11 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from art.estimators.classification import PyTorchClassifier  # noqa: E402
-from torch import nn  # noqa: E402
+
+from art_fingerprint.testing.models import TinyCNN as TinyCNN  # noqa: E402
+from art_fingerprint.testing.models import wrapped as wrap  # noqa: E402
 
 torch.set_num_threads(1)
-
-
-class TinyCNN(nn.Module):
-    """Three stages with BatchNorm for ``(C, 8, 8)`` images: 8x8, 4x4, then a vector."""
-
-    def __init__(self, channels: int = 1, nb_classes: int = 4, width: int = 6) -> None:
-        super().__init__()
-        self.block1 = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
-        self.block2 = nn.Sequential(
-            nn.Conv2d(width, 2 * width, 3, padding=1, stride=2), nn.BatchNorm2d(2 * width), nn.ReLU(inplace=True)
-        )
-        self.block3 = nn.Sequential(nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.BatchNorm2d(2 * width), nn.ReLU())
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.head = nn.Linear(2 * width, nb_classes)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.pool(self.block3(self.block2(self.block1(x)))).flatten(1))
-
-
-def wrap(
-    network: nn.Module, input_shape: tuple[int, ...] = (1, 8, 8), nb_classes: int = 4, **options: object
-) -> PyTorchClassifier:
-    """Return an ART classifier on the CPU around a network."""
-    arguments: dict[str, object] = {"clip_values": (0.0, 1.0), "device_type": "cpu", **options}
-    return PyTorchClassifier(network, nn.CrossEntropyLoss(), input_shape, nb_classes, **arguments)
 
 
 @pytest.fixture

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import functools
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from tests.conftest import TinyCNN, wrap
+from art_fingerprint.testing.models import tiny_classifier
 
 
 class TinyTokens(nn.Module):
@@ -35,36 +32,5 @@ class TinyTokens(nn.Module):
         return self.head(self.norm(tokens)[:, 0])
 
 
-def _make(tokens: bool, nb_classes: int) -> nn.Module:
-    return TinyTokens(nb_classes) if tokens else TinyCNN(nb_classes=nb_classes)
-
-
-@functools.cache
-def _weights(tokens: bool, nb_classes: int, seed: int, data: bytes) -> dict[str, Tensor]:
-    x = torch.from_numpy(np.frombuffer(data, np.float32).reshape(-1, 1, 8, 8).copy())
-    y = torch.arange(len(x)) % nb_classes
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network = _make(tokens, nb_classes)
-        optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
-        for _ in range(60):
-            optimizer.zero_grad()
-            F.cross_entropy(network(x), y).backward()
-            optimizer.step()
-    return network.state_dict()
-
-
-def several_classes(
-    x: np.ndarray, seed: int = 0, nb_classes: int = 4, tokens: bool = False, **options: object
-) -> PyTorchClassifier:
-    """Return a classifier that has learned the classes 0, 1, 2, ... by heart.
-
-    :param x: Images ``(n, 1, 8, 8)`` as they are after preprocessing.
-    :param tokens: A :class:`TinyTokens` instead of a :class:`TinyCNN`.
-    """
-    network = _make(tokens, nb_classes)
-    network.load_state_dict(_weights(tokens, nb_classes, seed, x.astype(np.float32).tobytes()))
-    return wrap(network.eval(), x.shape[1:], nb_classes, **options)
-
-
-token_classifier = functools.partial(several_classes, tokens=True)
+several_classes = tiny_classifier
+token_classifier = functools.partial(several_classes, network=TinyTokens)

@@ -42,8 +42,8 @@ class CompositeAttack(RemovalAttack):
 
     :param classifier: The victim.
     :param attacks: Attack objects, or pairs of a class name and a mapping of its constructor's parameters (default
-        ours: half of the weights are pruned, then everything is fine-tuned). Only the first may start from other
-        weights than the victim's.
+        ours: half of the weights are pruned, then everything is fine-tuned), also in the form that :meth:`params` gives
+        them. Only the first may start from other weights than the victim's.
     :param batch_size: Samples in a batch.
     :param hflip: Random horizontal flips.
     :param callback: ``callback(step, surrogate, losses)``; steps count on from attack to attack.
@@ -194,7 +194,9 @@ class _StepCount:
 
 
 def _named(entry: Any) -> tuple[type[RemovalAttack], Mapping[str, Any]]:
-    """Return the class and the parameters of a pair."""
+    """Return the class and the parameters of a pair, or of what ``params()`` makes of one."""
+    if isinstance(entry, Mapping) and set(entry) == {"attack", "params"}:
+        entry = (entry["attack"], entry["params"])
     pair = tuple(entry) if isinstance(entry, tuple | list) else ()
     if len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], Mapping):
         raise InvalidInputError(

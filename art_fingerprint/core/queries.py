@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -11,6 +12,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
+from art_fingerprint.core.answers import AnswerLog, differing
 from art_fingerprint.core.checks import check_choice, check_number, is_classifier
 from art_fingerprint.core.classifier import LogitsNetwork, check_output, client_answers
 from art_fingerprint.core.notices import warn_caller
@@ -31,6 +33,7 @@ from art_fingerprint.exceptions import (
     FingerprintError,
     IncompatibleSuspectError,
     InvalidInputError,
+    MalformedAnswerError,
     NonFiniteOutputError,
     QueryBudgetError,
     SuspectFailedError,
@@ -61,6 +64,9 @@ class Suspect:
     :param nan_policy: A row that is NaN or infinite raises (``"raise"``), or has label -1 (``"mismatch"``), and raises
         where scores are needed.
     :param record: Keep the answers for :meth:`softened`.
+    :param max_seconds: Time after which no more is sent, counted from the first query; ``None`` for no limit. A call
+        that has begun is waited for.
+    :param repeats: Probes that :meth:`doubts` asks about a second time.
     :ivar kind: What it answers, ``"auto"`` until decided.
     :ivar queries: Samples sent so far.
     """
@@ -73,18 +79,28 @@ class Suspect:
         budget: int | None = None,
         nan_policy: NanPolicy = "raise",
         record: bool = False,
+        max_seconds: float | None = None,
+        repeats: int = 0,
     ) -> None:
         if not is_classifier(classifier):
             raise InvalidInputError(f"The suspect must be an ART classifier, got {type(classifier).__name__}.")
         check_number("batch_size", batch_size, 1, integer=True)
         check_choice("outputs", outputs, ANSWER_KINDS)
         check_choice("nan_policy", nan_policy, NAN_POLICIES)
+        if budget is not None:
+            check_number("budget", budget, 1, integer=True)
+        if max_seconds is not None:
+            check_number("max_seconds", max_seconds, 0, open_low=True)
+        check_number("repeats", repeats, 0, integer=True)
         self.classifier = classifier
         self.batch_size = batch_size
         self.kind: AnswerKind = outputs
         self.budget = budget
         self.nan_policy = nan_policy
         self.queries = 0
+        self.max_seconds = max_seconds
+        self._started: float | None = None
+        self._log = AnswerLog(repeats)
         self._recorded: list[Tensor] | None = [] if record else None
         self._nb_hard: int | None = 0  # answers so far if all of them showed labels only, else None
         direct = isinstance(classifier, PyTorchClassifier) and not classifier.postprocessing_defences
@@ -129,9 +145,9 @@ class Suspect:
         """Send one batch and return the scores as they came, ``(n, K)`` float32 on ``device``. Cost: n queries.
 
         :raises AccessError: the suspect answers labels.
-        :raises QueryBudgetError: the batch would exceed the budget; it was not sent.
+        :raises QueryBudgetError: the batch would exceed the budget, or the time is over; it was not sent.
         :raises SuspectFailedError: the classifier raised an error of its own.
-        :raises IncompatibleSuspectError: the answer is not one row of ``nb_classes`` scores for each sample.
+        :raises MalformedAnswerError: the answer is not one row of ``nb_classes`` scores for each sample.
         :raises NonFiniteOutputError: an answer is NaN or infinite, unless that is a mismatch.
         """
         self._need_scores()
@@ -187,6 +203,19 @@ class Suspect:
         if bad:
             raise NonFiniteOutputError(f"The suspect answered {bad} of {len(answers)} probes with NaN or infinity.")
 
+    def doubts(self) -> str:
+        """Return why no verdict can rest on the answers so far, or empty: all are alike, or some are not repeatable.
+
+        Cost: ``repeats`` queries, in batches as they were sent.
+        """
+        if self._log.constant:
+            return self._log.constant
+        apart = asked = 0
+        for x, first in zip(self._log.asked, self._log.answered, strict=True):
+            apart += differing(first, self._answer(x.to(self.device)).cpu())
+            asked += len(x)
+        return f"The suspect answered {apart} of {asked} repeated probes in another way." if apart else ""
+
     def softened(self) -> Suspect:
         """Return a suspect that gives the recorded answers, which are logits, once more in their order, as
         probabilities. It is asked nothing."""
@@ -200,19 +229,11 @@ class Suspect:
             )
 
     def _batch(self, x: Tensor) -> Tensor:
-        self._spend(len(x))
-        with _answering():
-            answer = self._ask(self._native(x))
-        if answer.shape in ((len(x),), (len(x), 1)):
-            answer = self._one_hot(answer.reshape(-1))
-        elif answer.shape != (len(x), self.nb_classes):
-            raise IncompatibleSuspectError(
-                f"The suspect answered {len(x)} samples with shape {tuple(answer.shape)}; class indices ({len(x)},) or "
-                f"scores of two or more classes, ({len(x)}, {self.nb_classes}) by its nb_classes, were expected."
-            )
+        answer = self._answer(x)
         bad = nonfinite_rows(answer) if self.nan_policy == "raise" else 0
         if bad:
             raise NonFiniteOutputError(f"The suspect answered {bad} of {len(x)} probes with NaN or infinite scores.")
+        self._log.note(x, answer)
         if self.kind == "auto" and self._nb_hard is not None:
             self._nb_hard = self._nb_hard + len(x) if only_labels(answer) else None
             if self._nb_hard is not None and self._nb_hard >= _ENOUGH:
@@ -221,24 +242,44 @@ class Suspect:
             self._recorded.append(answer)
         return answer
 
+    def _answer(self, x: Tensor) -> Tensor:
+        """Send one batch and return its answers as rows, ``(n, K)``."""
+        self._spend(len(x))
+        answer = self._ask(self._native(x))
+        if answer.shape in ((len(x),), (len(x), 1)):
+            return self._one_hot(answer.reshape(-1))
+        if answer.shape != (len(x), self.nb_classes):
+            raise MalformedAnswerError(
+                f"The suspect answered {len(x)} samples with shape {tuple(answer.shape)}; class indices ({len(x)},) or "
+                f"scores of two or more classes, ({len(x)}, {self.nb_classes}) by its nb_classes, were expected."
+            )
+        return answer
+
     def _ask(self, x: Tensor) -> Tensor:
         if self._view is None:
-            answer = client_answers(self.classifier, x.cpu().numpy().copy())  # to which it may write
-            return torch.from_numpy(np.array(answer, dtype=np.float32))
+            with _answering():
+                answer = client_answers(self.classifier, x.cpu().numpy().copy())  # to which it may write
+                if np.iscomplexobj(answer):
+                    raise TypeError("its scores are complex numbers")
+                return torch.from_numpy(np.array(answer, dtype=np.float32))
         if not self._evaluating or self._view.network.training:  # once: it walks over all modules
             self._view.network.eval()
             self._evaluating = True
-        with torch.no_grad():
+        with _answering(), torch.no_grad():
             output = self._view.network(self._view.preprocess(x))
-            indices = isinstance(output, Tensor) and not output.is_floating_point() and output.ndim == 1
-            return (output if indices else check_output(output)).float()
+        if isinstance(output, Tensor) and not output.is_floating_point() and output.ndim == 1:
+            return output.float()
+        try:
+            return check_output(output).float()
+        except InvalidInputError as error:
+            raise MalformedAnswerError(str(error)) from error
 
     def _one_hot(self, answer: Tensor) -> Tensor:
         """Return class indices as rows; a NaN gives a row of NaN."""
         bad = ~torch.isfinite(answer)
         whole = bad | ((answer == answer.floor()) & (answer >= 0) & (answer < self.nb_classes))
         if self.kind in ("logits", "probabilities") or not whole.all():
-            raise IncompatibleSuspectError(
+            raise MalformedAnswerError(
                 f"The suspect answered one number for each sample, in [{answer.min():g}, {answer.max():g}]: class "
                 f"indices 0 to {self.nb_classes - 1} are labels; scores must be those of all classes, two or more."
             )
@@ -282,7 +323,7 @@ class Suspect:
             )
         self._spend(len(x))
         view.network.eval()
-        with _answering(), torch.enable_grad():
+        with _answering(FingerprintError), torch.enable_grad():
             logits = view(self._native(x))
         bad = nonfinite_rows(logits.detach())
         if bad:
@@ -302,7 +343,7 @@ class Suspect:
         with tapped(view.network, layer) as run:
             for part in x.split(self.batch_size):
                 self._spend(len(part))
-                with _answering():
+                with _answering(FingerprintError):
                     output = run(view.preprocess(self._native(part).to(view.device)))
                 parts.append((output if reduce is None else reduce(output)).cpu())
         return torch.cat(parts)
@@ -312,6 +353,9 @@ class Suspect:
             raise QueryBudgetError(
                 f"The next {n} queries would exceed the budget of {self.budget}; {self.queries} were sent."
             )
+        self._started = time.monotonic() if self._started is None else self._started
+        if self.max_seconds is not None and time.monotonic() - self._started > self.max_seconds:
+            raise QueryBudgetError(f"The {self.max_seconds:g} s are over; {self.queries} queries were sent by then.")
         self.queries += n
 
 
@@ -328,11 +372,14 @@ class _Softened(Suspect):
 
 
 @contextmanager
-def _answering() -> Iterator[None]:
-    """Turn whatever a foreign model raises into one error of ours."""
+def _answering(*ours: type[Exception]) -> Iterator[None]:
+    """Turn whatever a foreign model raises into one error of ours.
+
+    :param ours: Errors that pass, where code of this package runs in the block.
+    """
     try:
         yield
-    except FingerprintError:
+    except ours:
         raise
     except Exception as error:
         raise SuspectFailedError(

@@ -6,7 +6,6 @@ import abc
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -35,13 +34,14 @@ from art_fingerprint.exceptions import (
     CalibrationError,
     FingerprintError,
     FingerprintFileError,
+    IncompatibleSuspectError,
     InvalidInputError,
     NotExtractedError,
 )
 from art_fingerprint.verifiers.calibration import Rule, check_rule
 from art_fingerprint.verifiers.fingerprint import Fingerprint
 from art_fingerprint.verifiers.measurement import Access as Access
-from art_fingerprint.verifiers.measurement import Chance, Measurement, Notes, measure
+from art_fingerprint.verifiers.measurement import Chance, Measurement, Notes, measure, measure_in_both_spaces
 from art_fingerprint.verifiers.measurement import Metric as Metric
 from art_fingerprint.verifiers.references import calibration_of, is_reference, reference_digests
 from art_fingerprint.verifiers.verdict import VOTES, Verdict, Vote, conclude
@@ -194,12 +194,15 @@ class Verifier(abc.ABC):
         :param suspect: As in :meth:`verify`.
         :param outputs: As in :meth:`verify`.
         :raises IncompatibleSuspectError: as in :meth:`verify`.
+        :raises MalformedAnswerError: it answered in a wrong shape, or with what are no numbers.
         :raises SuspectFailedError: the suspect raised an error of its own.
         :raises NonFiniteOutputError: it answered NaN or infinity, unless ``nan_policy="mismatch"``.
         """
         found = self._measure(suspect, outputs)
         if found.failure is not None:
             raise found.failure
+        if not found.scores:
+            raise IncompatibleSuspectError(found.trouble)
         return found.scores
 
     def calibrate(
@@ -232,7 +235,7 @@ class Verifier(abc.ABC):
             raise CalibrationError("`references` is empty; five or more independently trained models are advised.")
         check_rule(rule, len(models), false_positive_rate)
         digests = reference_digests(models, fingerprint.facts["victim"])
-        found = [self._measure(model, outputs, both_spaces=True) for model in models]
+        found = [self._measure(model, outputs, record=True) for model in models]
         directions = {m.name: m.direction for m in self.metrics if self.wants(m.name)}
         fingerprint.calibration = calibration_of(
             found, directions, rule, alpha, confidence, false_positive_rate, digests
@@ -248,13 +251,16 @@ class Verifier(abc.ABC):
         budget: int | None = None,
         allow_reference: bool = False,
         outputs: AnswerKind = "auto",
+        max_seconds: float | None = None,
+        repeats: int = 0,
     ) -> Verdict:
         """Score a suspect and decide. Uncalibrated verifiers give values and ``derived=None``, never a guess, unless
         the verifier has a threshold without reference models (its class says so).
 
-        A suspect that raises an error, answers NaN, or costs more than the budget gives an undecided verdict with the
-        reason, the queries that were sent, and the metrics that were complete by then. Metrics that need more access
-        than it gives are skipped.
+        A suspect that raises an error, answers NaN or in a wrong shape, or costs more than the budget gives an
+        undecided verdict with the reason, the queries that were sent, and the metrics that were complete by then. One
+        that gives the same answer to all probes, or another answer to a repeated one, gives all metrics and decides
+        nothing. Metrics that need more access than it gives are skipped.
 
         :param suspect: Any ART classifier. Class indices or one-hot rows will do for metrics that need labels.
         :param vote: How metrics combine: ``"majority"`` (more than half), ``"any"``, ``"all"``.
@@ -263,14 +269,16 @@ class Verifier(abc.ABC):
             the model itself.
         :param outputs: What the suspect answers: ``"logits"``, ``"probabilities"``, ``"labels"``, or ``"auto"``, told
             from its answers: see :class:`~art_fingerprint.core.queries.Suspect`. Say it if you know it.
+        :param max_seconds: Time from the first query after which nothing more is sent; ``None`` for no limit. It is
+            read before each batch (see ``batch_size``); what never returns is left by Ctrl-C, which loses nothing.
+        :param repeats: Probes that are sent a second time at the end, to find out a suspect that answers at random.
+            They are queries like all others.
         :raises CalibrationError: the suspect is one of the reference models that set the thresholds.
         :raises IncompatibleSuspectError: its inputs have another shape, or it gives the access for none of the metrics.
         """
         fingerprint = self._require_fingerprint()
         check_choice("vote", vote, VOTES)
         check_flag("allow_reference", allow_reference)
-        if budget is not None:
-            check_number("budget", budget, 1, integer=True)
         calibration = fingerprint.calibration
         if calibration is not None and not allow_reference and is_reference(suspect, calibration):
             raise CalibrationError(
@@ -278,7 +286,7 @@ class Verifier(abc.ABC):
                 "or pass allow_reference=True."
             )
         soft = calibration is not None and "probabilities" in calibration.spaces.values()
-        found = self._measure(suspect, outputs, budget, both_spaces=soft)
+        found = self._measure(suspect, outputs, soft, budget=budget, max_seconds=max_seconds, repeats=repeats)
         directions = {m.name: m.direction for m in self.metrics}
         return conclude(found, directions, calibration, vote, fingerprint)
 
@@ -377,24 +385,16 @@ class Verifier(abc.ABC):
     def _by_chance(self, name: str, threshold: float, p_value: float) -> None:
         self._notes.chances[name] = Chance(threshold, p_value)
 
-    def _measure(
-        self, classifier: Any, outputs: AnswerKind = "auto", budget: int | None = None, both_spaces: bool = False
-    ) -> Measurement:
+    def _measure(self, classifier: Any, outputs: AnswerKind, record: bool = False, **limits: Any) -> Measurement:
         fingerprint = self._require_fingerprint()
         check_suspect(self, classifier)
-        suspect = Suspect(classifier, self.batch_size, outputs, budget, self.nan_policy, record=both_spaces)
+        suspect = Suspect(classifier, self.batch_size, outputs, nan_policy=self.nan_policy, record=record, **limits)
         suspect.check_shape(tuple(fingerprint.facts["input_shape"]))
-        with guarded(classifier, weights=False), full_precision(), torch.no_grad():
-            found = self._pass(suspect, fingerprint)
-            if both_spaces and not found.trouble and "logits" in found.spaces.values():
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # the first pass has given them
-                    softened = self._pass(suspect.softened(), fingerprint).scores
-                names = [name for name, space in found.spaces.items() if space == "logits" and name in softened]
-                found = replace(found, softened={name: softened[name] for name in names})
-        return found
 
-    def _pass(self, suspect: Suspect, fingerprint: Fingerprint) -> Measurement:
-        self._notes = Notes()
-        names = [m.name for m in self.metrics if self.wants(m.name)]
-        return measure(lambda client: self._score(client, fingerprint), suspect, self._notes, names, self.extras)
+        def run(client: Suspect) -> Measurement:
+            self._notes = Notes()
+            names = [m.name for m in self.metrics if self.wants(m.name)]
+            return measure(lambda c: self._score(c, fingerprint), client, self._notes, names, self.extras)
+
+        with guarded(classifier, weights=False), full_precision(), torch.no_grad():
+            return measure_in_both_spaces(run, suspect) if record else run(suspect)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from art_fingerprint.verifiers.calibration import Calibration, empirical_p_value
 from art_fingerprint.verifiers.committee_rates import floor_p_value, member_p_value, worst_case_rate
 from art_fingerprint.verifiers.committee_verdict import CommitteeVerdict
 from art_fingerprint.verifiers.fingerprint import Fingerprint
+from art_fingerprint.verifiers.measurement import in_groups
 from art_fingerprint.verifiers.p_values import COMBINATIONS, Combination, combine_p_values, holm_adjusted, votes_p_value
 from art_fingerprint.verifiers.references import is_reference
 from art_fingerprint.verifiers.verdict import VOTES, Verdict, Vote, votes_needed
@@ -122,6 +124,8 @@ class CommitteeVerifier:
         budget: int | None = None,
         allow_reference: bool = False,
         outputs: AnswerKind = "auto",
+        max_seconds: float | None = None,
+        repeats: int = 0,
     ) -> CommitteeVerdict:
         """Let every member score a suspect, and combine.
 
@@ -129,6 +133,8 @@ class CommitteeVerifier:
         :param budget: Most samples that all members together may send; they are asked in their order.
         :param allow_reference: As in :meth:`Verifier.verify`.
         :param outputs: As in :meth:`Verifier.verify`.
+        :param max_seconds: As in :meth:`Verifier.verify`, for all members together.
+        :param repeats: As in :meth:`Verifier.verify`, for each member.
         :raises NotExtractedError: a member has no fingerprint.
         :raises CalibrationError: no member is calibrated, the references are too few for any verdict, or the suspect is
             one of them.
@@ -137,6 +143,9 @@ class CommitteeVerifier:
         check_flag("allow_reference", allow_reference)
         if budget is not None:
             check_number("budget", budget, 1, integer=True)
+        if max_seconds is not None:
+            check_number("max_seconds", max_seconds, 0, open_low=True)
+        check_number("repeats", repeats, 0, integer=True)
         check_suspect(self, suspect)
         self._check_reach()
         if not allow_reference:
@@ -149,13 +158,18 @@ class CommitteeVerifier:
         verdicts: dict[str, Verdict] = {}
         left_out: dict[str, str] = {}
         queries = 0
+        end = None if max_seconds is None else time.monotonic() + max_seconds
         for name, member in self.members.items():
             left = None if budget is None else budget - queries
             if left == 0:
                 left_out[name] = f"the budget of {budget} queries was spent before it"
                 continue
+            seconds = None if end is None else end - time.monotonic()
+            if seconds is not None and seconds <= 0:
+                left_out[name] = f"the {max_seconds:g} s were over before it"
+                continue
             try:
-                verdict = member.verify(suspect, self.vote, left, allow_reference, outputs)
+                verdict = member.verify(suspect, self.vote, left, allow_reference, outputs, seconds, repeats)
             except IncompatibleSuspectError as error:
                 left_out[name] = str(error)
                 continue
@@ -295,7 +309,7 @@ class CommitteeVerifier:
         combined = joint = rate = worst = derived = None
         reason = ""
         if not p_values:
-            reason = "every member is undecided"
+            reason = f"every member is undecided: {in_groups(left_out)}"
         else:
             combined = combine_p_values(list(p_values.values()), self.method)
             joint = self._joint({name: verdicts[name] for name in p_values})

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from art_fingerprint.core.queries import Suspect
@@ -12,6 +13,7 @@ from art_fingerprint.exceptions import (
     AccessError,
     FingerprintError,
     IncompatibleSuspectError,
+    MalformedAnswerError,
     NonFiniteOutputError,
     QueryBudgetError,
     SuspectFailedError,
@@ -57,7 +59,8 @@ class Measurement:
     :ivar spaces: Metric name to what was compared, ``"logits"`` or ``"probabilities"``, where either is possible.
     :ivar queries: Samples sent.
     :ivar failure: What ended the pass early, if anything.
-    :ivar undefined: Why some metrics are NaN although the pass went on, under ``nan_policy="mismatch"``; else empty.
+    :ivar undefined: Why no verdict follows although the pass went on: answers that are all alike, that differ when they
+        are repeated, or that are NaN under ``nan_policy="mismatch"``; else empty.
     :ivar softened: Scores of the metrics that were compared as logits, had the classifier answered probabilities; empty
         unless asked for.
     :ivar chances: What the verifier knows of a metric's score without reference models, if anything.
@@ -91,9 +94,9 @@ def measure(
 ) -> Measurement:
     """Run a scoring hook on a suspect.
 
-    A suspect that fails, or costs more than the budget, ends the pass; what the hook had reported is kept. Answers that
-    are not finite do the same, or leave the rest of the metrics NaN if they are mismatches. Metrics that need scores
-    are skipped if the suspect answers labels.
+    A suspect that fails, answers in no known form, or costs more than the budget, ends the pass; what the hook had
+    reported is kept. Answers that are not finite do the same, or leave the rest of the metrics NaN if they are
+    mismatches. Metrics that need scores are skipped if the suspect answers labels.
 
     :param score: The hook.
     :param suspect: The classifier, metered.
@@ -105,9 +108,11 @@ def measure(
     failure: FingerprintError | None = None
     undefined = ""
     try:
-        notes.kept.update(score(suspect))
-    except AccessError as error:
-        notes.skipped.update({name: str(error) for name in names if name not in notes.kept})
+        try:
+            notes.kept.update(score(suspect))
+        except AccessError as error:
+            notes.skipped.update({name: str(error) for name in names if name not in notes.kept})
+        undefined = suspect.doubts()
     except NonFiniteOutputError as error:
         if suspect.nan_policy == "mismatch":
             undefined = str(error)
@@ -115,16 +120,32 @@ def measure(
             notes.kept.update(dict.fromkeys(missing, math.nan))
         else:
             failure = error
-    except (QueryBudgetError, SuspectFailedError) as error:
+    except (MalformedAnswerError, QueryBudgetError, SuspectFailedError) as error:
         failure = error
     skipped = {name: why for name, why in notes.skipped.items() if name in names}
     if failure is not None:
         missing = [name for name in names if name not in {**notes.kept, **skipped}]
         skipped |= dict.fromkeys(missing, "scoring ended before it")
-    elif not any(name in notes.kept for name in names):
+    elif not undefined and not any(name in notes.kept for name in names):
         raise IncompatibleSuspectError("No metric can be computed on this suspect: " + in_groups(skipped))
     scores = {name: float(notes.kept[name]) for name in (*names, *extras) if name in notes.kept}
     return Measurement(scores, skipped, notes.spaces, suspect.queries, failure, undefined, chances=notes.chances)
+
+
+def measure_in_both_spaces(run: Callable[[Suspect], Measurement], suspect: Suspect) -> Measurement:
+    """Measure a suspect, and once more by the same answers as probabilities what was compared as logits.
+
+    :param run: One pass over a classifier.
+    :param suspect: The classifier, which records its answers.
+    """
+    found = run(suspect)
+    if found.trouble or "logits" not in found.spaces.values():
+        return found
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the first pass has given them
+        softened = run(suspect.softened()).scores
+    names = [name for name, space in found.spaces.items() if space == "logits" and name in softened]
+    return replace(found, softened={name: softened[name] for name in names})
 
 
 def in_groups(reasons: Mapping[str, str]) -> str:

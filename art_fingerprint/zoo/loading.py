@@ -214,10 +214,11 @@ def classifier_of(
     try:
         with evaluating(network), torch.no_grad(), forked_random_state():
             nb_classes = check_output(network(torch.full((2, *input_shape), float(sum(clip_values)) / 2))).shape[1]
-    except (RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, InvalidInputError):
-            raise
-        raise InvalidInputError(f"The model fails on two images of shape {tuple(input_shape)}: {error}") from error
+    except InvalidInputError:
+        raise
+    except Exception as error:  # whatever the user's own code raises
+        shape, kind = tuple(input_shape), type(error).__name__
+        raise InvalidInputError(f"The model fails on two images of shape {shape}: {kind}: {error}") from error
     parts = []
     for name, values, default in (("mean", mean, 0.0), ("std", std, 1.0)):
         given = [default] if values is None else list(values)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,33 +11,66 @@ import numpy as np
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
-from torch import Tensor, nn
+from torch import nn
 
 from art_fingerprint import attacks
 from art_fingerprint.attacks import RemovalAttack
 from art_fingerprint.attacks.stealing import StealingAttack
-from tests.conformance.discovery import concrete_subclasses
+from art_fingerprint.testing import AttackCase, concrete_subclasses
+from art_fingerprint.testing.state import equal as equal
+from art_fingerprint.testing.state import everything as everything
+from art_fingerprint.testing.state import marked
+from art_fingerprint.testing.state import parameters_equal as parameters_equal
+from art_fingerprint.testing.state import weights as state
 from tests.victims import several_classes
 
 Options = dict[str, Any]
 
 ATTACKS = sorted(concrete_subclasses(attacks, RemovalAttack), key=lambda kind: kind.__name__)
-every_class = pytest.mark.parametrize("attack", ATTACKS, ids=[kind.__name__ for kind in ATTACKS])
 
 REMOVAL: Options = {"layer": "block2", "shuffle_ratio": 0.3, "inner_steps": 2}
-# An attack that is not named here is tested with its defaults, shrunk: nothing has to be added for it.
+# One row for every attack: what it is given besides its defaults, which are shrunk. Two entries are two cases.
 OPTIONS: dict[str, list[Options]] = {
     "AdversarialFineTuningAttack": [{"max_iter_attack": 2}],
     "CompositeAttack": [
         {"attacks": (("WeightPruningAttack", {"max_iter": 2}), ("FineTuningAttack", {"ratio": 1.0, "max_iter": 2}))}
     ],
+    "DistillationAttack": [{}],
     "FeaturePermutationAttack": [{}, {"rescale": 10.0}],
     "FinePruningAttack": [{"ratio": 0.5}],
+    "FineTuningAttack": [{}],
     "KnockoffNetsAttack": [{}, {"sampling_strategy": "adaptive", "draws": 4, "nb_stolen": 16}],
+    "LabelSmoothingAttack": [{}],
+    "LayerFineTuningAttack": [{}],
+    "LogitDistillationAttack": [{}],
+    "RegularizationAttack": [{}],
     "RemovalNetAttack": [REMOVAL, {**REMOVAL, "error_repair": 1.0, "weight_repulsion": 5.0}],
+    "RetrainingAttack": [{}],
+    "WeightNoiseAttack": [{}],
+    "WeightPruningAttack": [{}],
+    "WeightQuantizationAttack": [{}],
+    "WeightShiftingAttack": [{}],
 }
+# Strength zero: the victim's parameters come out. Others have none, as they quantise, permute or start anew.
+_STILL: Options = {"learning_rate": 0.0, "weight_decay": 0.0}
+ZERO: dict[str, Options] = {
+    "AdversarialFineTuningAttack": _STILL,
+    "CompositeAttack": {"attacks": (("FineTuningAttack", {**_STILL, "max_iter": 2}),)},
+    "DistillationAttack": _STILL,
+    "FinePruningAttack": {**_STILL, "ratio": 0.0},
+    "FineTuningAttack": _STILL,
+    "LabelSmoothingAttack": _STILL,
+    "LayerFineTuningAttack": {**_STILL, "variant": "FTAL"},
+    "RegularizationAttack": _STILL,
+    "RemovalNetAttack": _STILL,
+    "RemovalNetAttack-error_repair": _STILL,
+    "WeightNoiseAttack": {**_STILL, "strength": 0.0},
+    "WeightPruningAttack": {**_STILL, "ratio": 0.0},
+    "WeightShiftingAttack": {**_STILL, "mean_weight": 0.0, "noise_weight": 0.0},
+}
+# the names of layers are only known with the data
+FREE: dict[str, type] = {"layer": str, "layers": dict, "student_layers": dict}
 # What a few attacks do not have in common with all others.
-DETERMINISTIC: set[str] = set()  # the seed makes no difference
 NEED_LABELS = {"KnockoffNetsAttack-adaptive", "RemovalNetAttack-error_repair"}  # y must be given
 NEED_ARRAYS = {"KnockoffNetsAttack-adaptive", "RemovalNetAttack-error_repair"}  # no DataGenerator, unlike their class
 # The callback is also called between the attacks of a row, and while queries are chosen.
@@ -103,13 +135,16 @@ CASES = [Case(kind, own) for kind in ATTACKS for own in OPTIONS.get(kind.__name_
 every_attack = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 
 
-def state(classifier: PyTorchClassifier) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in classifier.model.state_dict().items()}
-
-
-def equal(a: PyTorchClassifier, b: PyTorchClassifier) -> bool:
-    other = state(b)
-    return all(torch.equal(tensor, other[name]) for name, tensor in state(a).items())
+def conformance(case: Case) -> AttackCase:
+    """Return a case as the checks of the package take it."""
+    return AttackCase(
+        case.attack,
+        case.options,
+        label=case.name,
+        zero=ZERO.get(case.name),
+        needs_labels=case.name in NEED_LABELS,
+        free=FREE,
+    )
 
 
 def close(a: PyTorchClassifier, b: PyTorchClassifier, tolerance: float) -> bool:
@@ -120,41 +155,6 @@ def close(a: PyTorchClassifier, b: PyTorchClassifier, tolerance: float) -> bool:
     )
 
 
-def parameters_equal(a: PyTorchClassifier, b: PyTorchClassifier) -> bool:
-    return all(torch.equal(p, q) for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True))
-
-
-def everything(classifier: PyTorchClassifier) -> dict[str, Any]:
-    """All of a victim and of the caller that an attack has to leave alone, in a form that compares."""
-    modules = list(classifier.model.modules())
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return {
-        "state": {name: tensor.numpy().tobytes() for name, tensor in state(classifier).items()},
-        "storage": [tensor.data_ptr() for tensor in classifier.model.state_dict().values()],
-        "training": [module.training for module in modules],
-        "requires_grad": [p.requires_grad for p in classifier.model.parameters()],
-        "grad": [None if p.grad is None else p.grad.numpy().tobytes() for p in classifier.model.parameters()],
-        "hooks": [tuple(getattr(module, name).items()) for module in modules for name in hooks],
-        "attributes": [sorted(vars(module)) for module in modules],
-        "python": random.getstate(),
-        "numpy": str(np.random.get_state()),  # noqa: NPY002
-        "torch": torch.get_rng_state().numpy().tobytes(),
-        "autograd": torch.is_grad_enabled(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "cudnn": (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic),
-        "precision": torch.get_float32_matmul_precision(),
-        "threads": torch.get_num_threads(),
-    }
-
-
 def odd_victim(images: np.ndarray) -> PyTorchClassifier:
     """A victim with mixed flags, a gradient, a frozen weight, and hooks of its own."""
-    victim = several_classes(images)
-    network = victim.model
-    network.train()
-    network.block2.eval()
-    network.head(torch.ones(1, 12)).sum().backward()
-    network.block1[0].weight.requires_grad_(False)
-    network.block1.register_forward_hook(lambda *_: None)
-    network.head.register_forward_pre_hook(lambda *_: None)
-    return victim
+    return marked(several_classes(images))

@@ -22,7 +22,7 @@ ROWS = (
     ("evaluation",),
     ("zoo",),
     ("benchmark",),
-    ("reporting",),
+    ("reporting", "testing"),
     ("experiments", "cli_signals"),
     ("cli_bench", "cli_experiment", "cli_models", "cli_report"),
     ("cli",),
@@ -97,6 +97,9 @@ def test_imports_point_one_way(path: Path) -> None:
         ("reporting.tables", "import art_fingerprint", True),
         ("reporting.tables", "from art_fingerprint.cli import main", True),
         ("cli", "from art_fingerprint.reporting import tables", False),
+        ("testing.models", "from art_fingerprint.zoo.presets import PRESETS", False),
+        ("testing.models", "from art_fingerprint.reporting import tables", True),
+        ("verifiers.base", "from art_fingerprint.testing import tiny_images", True),
         ("core.cut", "import torch\nfrom art.attacks import attack\nimport art_fingerprint_tools", False),
     ],
 )
@@ -106,6 +109,6 @@ def test_the_check_finds_what_it_should(module: str, source: str, wrong: bool) -
 
 @pytest.mark.parametrize("module", [PACKAGE, f"{PACKAGE}.cli", f"{PACKAGE}.exceptions"])
 def test_the_entrances_load_nothing_heavy(module: str) -> None:
-    program = f"import sys, {module}; print(sorted({{'torch', 'art', 'numpy', 'timm'}} & set(sys.modules)))"
+    program = f"import sys, {module}; print(sorted({{'torch', 'art', 'numpy', 'timm', 'pytest'}} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT.parent)
     assert run.stdout.strip() == "[]"

@@ -23,6 +23,7 @@ from art_fingerprint.exceptions import (
     IncompatibleSuspectError,
     InvalidInputError,
     LayerNotFoundError,
+    MalformedAnswerError,
     NonFiniteOutputError,
     QueryBudgetError,
     SuspectFailedError,
@@ -412,7 +413,7 @@ def test_our_own_errors_and_interrupts_pass(make_classifier: Make, images: np.nd
     x = torch.from_numpy(images)
     with pytest.raises(KeyboardInterrupt):
         Suspect(black_box(interrupt)).logits(x)
-    with pytest.raises(InvalidInputError, match="nb_classes >= 2"):
+    with pytest.raises(MalformedAnswerError, match="nb_classes >= 2"):
         Suspect(wrap(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)))).logits(x)
     with pytest.raises(LayerNotFoundError):
         Suspect(make_classifier()).activations(x, "nowhere")

@@ -6,6 +6,7 @@ import copy
 import functools
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -36,6 +37,7 @@ from art_fingerprint.exceptions import (
     CalibrationError,
     IncompatibleSuspectError,
     InvalidInputError,
+    MalformedAnswerError,
     NonFiniteOutputError,
 )
 from art_fingerprint.verifiers import (
@@ -48,7 +50,7 @@ from art_fingerprint.verifiers import (
     Verifier,
     ZestVerifier,
 )
-from tests.conformance.test_verifiers import (
+from tests.conformance.verifier_cases import (
     CASES,
     Case,
     X,
@@ -484,8 +486,13 @@ def test_what_shows_no_more_than_labels(rows: list[list[float]], expected: bool)
 )
 def test_answers_that_are_neither(answer: Answer, outputs: Any, message: str) -> None:
     for case in LABEL_CASES:
-        with pytest.raises(IncompatibleSuspectError, match=message):
-            ready(case, metric_names=asked(case)).verify(service(answer), outputs=outputs)
+        verifier = ready(case, metric_names=asked(case), batch_size=5)
+        with pytest.raises(MalformedAnswerError, match=message):
+            verifier.score(service(answer), outputs=outputs)
+        verdict = verifier.verify(service(answer), outputs=outputs)
+        assert (verdict.derived, verdict.complete, verdict.queries) == (None, False, 5)
+        assert re.search(message, verdict.reason)
+        assert set(verdict.skipped) == set(asked(case))
 
 
 def test_class_names_are_no_indices() -> None:

@@ -29,7 +29,7 @@ from art_fingerprint.exceptions import (
 from art_fingerprint.verifiers import Fingerprint, WeightAlignmentVerifier
 from tests.conftest import TinyCNN, wrap
 from tests.states import black_box, random_states, state_of
-from tests.victims import several_classes
+from tests.victims import several_classes, token_classifier
 
 X = np.random.default_rng(0).random((40, 1, 8, 8), dtype=np.float32)
 
@@ -259,7 +259,7 @@ def test_layers_that_are_missing_or_of_another_shape_are_left_out() -> None:
 
 def test_other_architectures_are_refused_by_name() -> None:
     verifier = extracted()
-    for suspect in (network(width=10), several_classes(X, tokens=True).model):
+    for suspect in (network(width=10), token_classifier(X).model):
         with pytest.raises(IncompatibleArchitectureError, match=r"block2.0.weight \(\(.*\) instead of \(24, 12, 3, 3"):
             verifier.verify(wrap(suspect))
 
