@@ -45,6 +45,7 @@ class VerifierCase:
     :ivar y: Labels for extraction, ``(n,)``.
     :ivar more: Further arguments of extraction.
     :ivar extremes: Whether the victim itself has similarity 1 or distance 0.
+    :ivar extreme_tolerance: How far it may be from there by rounding, where probes lie on the boundary of two classes.
     :ivar adaptive: Whether the number of queries depends on the answers; the facts then say how many at most.
     :ivar stochastic: Whether the seed makes a difference.
     :ivar batch_tolerance: How far scores may move with the batch size.
@@ -63,6 +64,7 @@ class VerifierCase:
     y: np.ndarray = field(default_factory=_labels)
     more: Mapping[str, Any] = field(default_factory=dict)
     extremes: bool = True
+    extreme_tolerance: float = 1e-6
     adaptive: bool = False
     stochastic: bool = True
     batch_tolerance: float = 1e-5

@@ -105,6 +105,7 @@ CASES = [
         RobustnessVerifier,
         {"nb_seeds": 30, "eps": 0.1, "alpha": 0.05, "steps": 3, "deepfool_steps": 4},
         counts=("nb_FGSM", "nb_PGD", "nb_DeepFool"),
+        extreme_tolerance=2.1 / 30,  # DeepFool's examples lie on the boundary: rounding decides a label or two
         profile={"nb_seeds": 20, "steps": 3, "deepfool_steps": 4},
     ),
     Case(WeightAlignmentVerifier, {}, counts=(), profile={}),

@@ -333,7 +333,7 @@ def test_interruption_ends_a_run_cleanly(tmp_path: Path, number: signal.Signals,
         until(lambda: is_waiting(tmp_path / "run"))
         workers = children(program.pid)
         program.send_signal(number)
-        out, err = program.communicate(timeout=60)
+        out, err = program.communicate(timeout=300)
     assert program.returncode == 130, err
     assert err == "art-fingerprint: stopped; run the same command again to go on.\n"
     assert out == ""

@@ -23,6 +23,7 @@ from art_fingerprint.core.seeding import numpy_generator
 from art_fingerprint.core.training import Batch, Batches, fit, linear_l2, recalibrate_batch_norm
 from art_fingerprint.exceptions import InvalidInputError, TrainingDivergedError
 from tests.conftest import TinyCNN, wrap
+from tests.networks import weightless
 from tests.victims import several_classes
 
 # ---------------------------------------------------------------------- G8, magnitude pruning
@@ -99,7 +100,7 @@ def test_kinds_of_weights() -> None:
     [("vgg19_bn", False), ("resnet50", False), ("densenet121", False), ("vit_base_patch32_224", True)],
 )
 def test_what_is_pruned_by_default(name: str, linear: bool, images: np.ndarray) -> None:
-    with torch.device("meta"):
+    with weightless(name):
         network = timm.create_model(name)
     weights = WeightPruningAttack(several_classes(images))._weights(network)
     kinds = {type(network.get_submodule(key.removesuffix(".weight"))) for key in weights}
@@ -147,7 +148,7 @@ def test_pruned_weights_stay_zero_at_every_step(images: np.ndarray, rule: str, m
     ],
 )
 def test_where_fine_tuning_starts(name: str, n: int, half: tuple[int, str], most: tuple[int, str]) -> None:
-    with torch.device("meta"):
+    with weightless(name):
         network = timm.create_model(name)
     names = {id(parameter): key for key, parameter in network.named_parameters()}
     assert len(names) == n
@@ -315,7 +316,7 @@ def test_linear_l2_counts_weights_and_biases() -> None:
 )
 def test_distilled_layers(name: str, size: int, layers: list[str]) -> None:
     options: dict[str, Any] = {"aux_logits": False} if name == "inception_v3" else {}
-    with torch.device("meta"):
+    with weightless(name):
         network = timm.create_model(name, **options).eval()
         assert distillation_layers(network, torch.zeros(2, 3, size, size)) == layers
 

@@ -36,6 +36,7 @@ from art_fingerprint.core.layers import last_layer
 from art_fingerprint.core.training import Batch, Batches, fit
 from art_fingerprint.exceptions import LayerNotFoundError
 from tests.conftest import TinyCNN, wrap
+from tests.networks import weightless
 from tests.victims import several_classes, token_classifier
 
 QUICK: dict[str, Any] = {"max_iter": 4, "batch_size": 16}
@@ -106,7 +107,7 @@ def sgd(rate: float, momentum: float, decay: float) -> Callable[[list[nn.Paramet
 )
 def test_last_layer_of_architectures(name: str, size: int, layer: str) -> None:
     options: dict[str, Any] = {"aux_logits": False} if name == "inception_v3" else {}
-    with torch.device("meta"):
+    with weightless(name):
         assert last_layer(timm.create_model(name, **options).eval(), torch.zeros(2, 3, size, size)) == layer
 
 

@@ -18,7 +18,7 @@ from art_fingerprint.core.chains import ChannelChain, ChannelSlice, chain_from, 
 from art_fingerprint.core.digests import network_digest
 from art_fingerprint.exceptions import InvalidInputError, LayerNotFoundError
 from tests.conftest import TinyCNN, wrap
-from tests.networks import FAMILIES, SIDE, Family, pictures, random_network
+from tests.networks import FAMILIES, SIDE, Family, pictures, random_network, weightless
 from tests.victims import TinyTokens, several_classes
 
 
@@ -236,7 +236,7 @@ def test_tied_weights_are_left_out() -> None:
 )
 def test_chains_of_architectures(name: str, size: int, count: int, layers: list[str]) -> None:
     options: dict[str, Any] = {"aux_logits": False} if name == "inception_v3" else {}
-    with torch.device("meta"):
+    with weightless(name):
         network = timm.create_model(name, **options).eval()
         found = [chain.source.removesuffix(".weight") for chain in find_chains(network, torch.zeros(2, 3, size, size))]
     assert len(found) == len(set(found)) == count

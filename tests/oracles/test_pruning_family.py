@@ -19,7 +19,7 @@ from art_fingerprint.attacks.weight_pruning import magnitude_masks, ramp
 from art_fingerprint.core.chains import chain_from
 from art_fingerprint.core.training import Batch
 from tests.conftest import TinyCNN, wrap
-from tests.networks import FAMILIES, SIDE, Family, pictures, random_network
+from tests.networks import FAMILIES, SIDE, Family, pictures, random_network, weightless
 from tests.victims import TinyTokens, several_classes
 
 QUICK: dict[str, Any] = {"max_iter": 4, "batch_size": 16}
@@ -189,7 +189,7 @@ def test_silencing_is_a_mask_on_the_layers_output(family: Family, layer: str) ->
 )
 def test_default_layer_of_architectures(name: str, size: int, layer: str) -> None:
     options: dict[str, Any] = {"aux_logits": False} if name == "inception_v3" else {}
-    with torch.device("meta"):
+    with weightless(name):
         network = timm.create_model(name, **options).eval()
         assert last_prunable_stage(network, torch.zeros(2, 3, size, size)) == layer
 
