@@ -14,6 +14,7 @@ from art_fingerprint.benchmark.store import read_rows
 from art_fingerprint.core.files import write_whole
 from art_fingerprint.exceptions import FingerprintError, InvalidInputError
 from art_fingerprint.reporting import robustness, tables
+from art_fingerprint.reporting.attack_tables import attack_sheet
 from art_fingerprint.reporting.comparison import beside_published
 from art_fingerprint.reporting.html import report
 from art_fingerprint.reporting.layout import Sheet, render, text
@@ -29,9 +30,9 @@ _FORMS = {"robustness": ("md", "csv"), "tradeoff": ("md", "csv")}  # the others 
 def write_report(folder: Path, published: str | None = None) -> bool:
     """Write tables, figure and HTML report into a run's folder, print the tables, and tell whether no cell failed.
 
-    ``table`` (Table I), ``verifiers``, ``verdicts`` and, if asked for, ``published`` are written as Markdown,
-    comma-separated values and LaTeX; ``robustness`` (Table IV) and ``tradeoff`` without LaTeX, as far as the rows have
-    them. A folder with rows of several presets gets the same files, with a table for each preset.
+    ``table`` (Table I), ``verifiers``, ``verdicts``, ``attacks`` and, if asked for, ``published`` are written as
+    Markdown, comma-separated values and LaTeX; ``robustness`` (Table IV) and ``tradeoff`` without LaTeX, as far as the
+    rows have them. A folder with rows of several presets gets the same files, with a table for each preset.
 
     :param folder: Folder of a run.
     :param published: The paper's data set whose numbers are set beside ours; empty for the rows' own data set, ``None``
@@ -46,6 +47,7 @@ def write_report(folder: Path, published: str | None = None) -> bool:
     for preset, rows in groups.items():
         table = tables.table_one(rows)
         found = {"table": tables.sheet(table), "verifiers": verifier_sheet(rows), "verdicts": verdict_sheet(rows)}
+        found["attacks"] = attack_sheet(rows)
         robust, figure = _robustness(rows)
         found |= robust
         if preset in twins:

@@ -26,7 +26,7 @@ from tests.tiny_preset import tiny
 FILES = (
     *("table.md", "table.csv", "table.tex", "report.html", "robustness.md", "robustness.csv"),
     *("tradeoff.md", "tradeoff.csv", "tradeoff.png"),
-    *(f"{name}.{form}" for name in ("verifiers", "verdicts") for form in ("md", "csv", "tex")),
+    *(f"{name}.{form}" for name in ("verifiers", "verdicts", "attacks") for form in ("md", "csv", "tex")),
 )
 
 
@@ -270,7 +270,7 @@ def test_rows_of_several_presets(folder: Path, capsys: pytest.CaptureFixture[str
     names = {path.name for path in folder.iterdir()}
     assert {*FILES, "published.md", "tradeoff-1-a_b.png", "tradeoff-2-tiny.png"} - {"tradeoff.png"} <= names
     assert "tradeoff.png" not in names
-    for name in ("table", "verifiers", "verdicts", "robustness", "tradeoff"):
+    for name in ("table", "verifiers", "verdicts", "attacks", "robustness", "tradeoff"):
         text = (folder / f"{name}.md").read_text(encoding="utf-8")
         assert [line for line in text.split("\n") if line.startswith("## ")] == ["## a/b", "## tiny"]
     assert (folder / "published.md").read_text(encoding="utf-8").startswith("## a/b\n")
