@@ -305,7 +305,7 @@ def rate_notes(metrics: Sequence[MetricLine]) -> list[str]:
 
 def _spread(nb_negatives: int) -> str:
     low, high = fpr_interval(nb_negatives, FPR)
-    return f"that of {nb_negatives} negatives lies between {low:.1%} and {high:.0%}"
+    return f"that of {nb_negatives} negative{'s' * (nb_negatives > 1)} lies between {low:.1%} and {high:.0%}"
 
 
 def verdict_sheet(rows: Iterable[Row]) -> Sheet:
