@@ -16,7 +16,9 @@ from art_fingerprint.core.files import write_whole
 from art_fingerprint.exceptions import FingerprintError, InvalidInputError
 from art_fingerprint.experiments.exhibits import by_experiment, exhibits
 from art_fingerprint.reporting import robustness, tables
+from art_fingerprint.reporting.attack_tables import attack_sheet
 from art_fingerprint.reporting.comparison import beside_published
+from art_fingerprint.reporting.heat_map import heat_map, heat_map_sheet
 from art_fingerprint.reporting.html import report
 from art_fingerprint.reporting.layout import Sheet, render, text
 from art_fingerprint.reporting.measured import Provenance
@@ -31,12 +33,13 @@ _FORMS = {"robustness": ("md", "csv"), "tradeoff": ("md", "csv")}  # the others 
 
 
 def write_report(folder: Path, published: str | None = None) -> bool:
-    """Write tables, figure and HTML report into a run's folder, print the tables, and tell whether no cell failed.
+    """Write tables, figures and HTML report into a run's folder, print the tables, and tell whether no cell failed.
 
-    ``table`` (Table I), ``verifiers``, ``verdicts`` and ``published`` (where the paper has the data set, or one near
-    it) are written as Markdown, comma-separated values and LaTeX; ``robustness`` (Table IV) and ``tradeoff`` without
-    LaTeX, as far as the rows have them. A folder with rows of several presets gets the same files, with a table for
-    each preset. Rows of experiments go into the report, below their preset.
+    ``table`` (Table I), ``verifiers``, ``verdicts``, ``attacks``, ``heat-map`` and ``published`` (where the paper has
+    the data set, or one near it) are written as Markdown, comma-separated values and LaTeX; ``robustness`` (Table IV)
+    and ``tradeoff`` without LaTeX, as far as the rows have them; ``tradeoff`` and ``heat-map`` as figures, too, if the
+    rows have two verifiers and matplotlib is installed. A folder with rows of several presets gets the same files, with
+    a table for each preset. Rows of experiments go into the report, below their preset.
 
     :param folder: Folder of a run.
     :param published: Print the paper's numbers beside ours, too: of this data set; empty for the rows' own, or the
@@ -51,6 +54,7 @@ def write_report(folder: Path, published: str | None = None) -> bool:
     for preset, rows in groups.items():
         table = tables.table_one(rows)
         found = {"table": tables.sheet(table), "verifiers": verifier_sheet(rows), "verdicts": verdict_sheet(rows)}
+        found |= {"attacks": attack_sheet(rows), "heat-map": heat_map_sheet(rows)}
         robust, figure = _robustness(rows)
         found |= robust
         twin = twins.get(preset)
@@ -59,15 +63,18 @@ def write_report(folder: Path, published: str | None = None) -> bool:
         for name, sheet in found.items():
             sheets.setdefault(name, {})[preset] = sheet
         if figure is not None:
-            figures[preset] = figure
+            figures["tradeoff", preset] = figure
+        if (drawn := _heat_map(rows)) is not None:
+            figures["heat-map", preset] = drawn
     several = len(groups) > 1
     for name, by_preset in sheets.items():
         for form in _FORMS.get(name, ("md", "csv", "tex")):
             write_whole(folder / f"{name}.{form}", render(by_preset, form, named=several).encode())
     for number, preset in enumerate(groups, 1):
         own = f"-{number}-{re.sub('[^A-Za-z0-9.-]+', '_', preset)}" if several else ""
-        if preset in figures:
-            write_whole(folder / f"tradeoff{own}.png", figures[preset])
+        for name in ("tradeoff", "heat-map"):
+            if (name, preset) in figures:
+                write_whole(folder / f"{name}{own}.png", figures[name, preset])
     shown = {base: exhibits(folder, base, found, groups.get(base, ())) for base, found in inner.items()}
     own_rows = [row for rows in groups.values() for row in rows]
     page = report(own_rows, shown, _provenance(folder), twins)
@@ -125,6 +132,17 @@ def _robustness(rows: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Sheet], by
         logger.info("Not all of robustness and removal: %s", error)
         return found, None
     return found, image.getvalue()
+
+
+def _heat_map(rows: Iterable[Mapping[str, Any]]) -> bytes | None:
+    """Return attacks against verifiers as a picture, where there are enough and matplotlib is installed."""
+    image = io.BytesIO()
+    try:
+        heat_map(rows).savefig(image, format="png", dpi=150)
+    except FingerprintError as error:
+        logger.info("No heat map: %s", error)
+        return None
+    return image.getvalue()
 
 
 def _printed(groups: Groups, sheets: Mapping[str, Mapping[str, Sheet]], published: bool) -> Iterable[str]:

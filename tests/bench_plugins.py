@@ -77,6 +77,11 @@ def narrower() -> SmallCNN:
     return SmallCNN(width=3)
 
 
+def three_classes() -> SmallCNN:
+    """Return a network for another number of classes."""
+    return SmallCNN(nb_classes=3, width=4)
+
+
 def colour() -> SmallCNN:
     """Return a network of width 4 for colour images."""
     return SmallCNN(channels=3, width=4)

@@ -113,10 +113,11 @@ def _scored(bench: Workbench, names: Iterable[str]) -> float | None:
 def _fingerprint_passes(bench: Workbench, name: str) -> float | None:
     judge = bench.judge(name)
     queries = judge.expected_queries()
+    references = bench.independents.count(bench.independents.references_of(type(judge)))
     return _sum(
         [
             judge.expected_extraction_passes(len(bench.data.x_train)),
-            None if queries is None else bench.preset.nb_references * queries,
+            None if queries is None else references * queries,
         ]
     )
 

@@ -13,6 +13,7 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_fingerprint.benchmark.plan import architecture_name
 from art_fingerprint.core.parameters import as_json
+from art_fingerprint.core.seeding import numpy_generator
 from art_fingerprint.evaluation.robustness import robustness
 from art_fingerprint.exceptions import InvalidInputError
 from art_fingerprint.verifiers.base import Verifier
@@ -50,7 +51,7 @@ def dataset(name: str, options: str = "{}") -> Dataset:
     return found
 
 
-def owners_data(data: Dataset, kind: type[Verifier]) -> tuple[np.ndarray, ...]:
+def owners_data(data: Dataset, kind: type[Verifier], preset: Preset) -> tuple[np.ndarray, ...]:
     """Return what a verifier extracts from, as arguments of its ``extract``.
 
     Training images and labels; test images for a verifier that looks for the victim's errors; both for one that holds
@@ -58,11 +59,19 @@ def owners_data(data: Dataset, kind: type[Verifier]) -> tuple[np.ndarray, ...]:
     """
     held_out = (data.x_test, data.y_test)
     if kind.extraction_data == "held-out":
-        return held_out
+        return noisy(*held_out, seed=preset.victim_seed, **preset.held_out_noise) if preset.held_out_noise else held_out
     x, y = data.x_train, data.y_train
     if isinstance(x, LazyImages):  # every stretch of a part is a fair sample of it
         x, y = x[:_OWNERS_IMAGES], y[:_OWNERS_IMAGES]
     return (x, y, *held_out) if kind.extraction_data == "training" else (x, y)
+
+
+def noisy(x: np.ndarray, y: np.ndarray, copies: int, std: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return labelled images and, behind them, copies of all with Gaussian noise, clipped to [0, 1]."""
+    draws = numpy_generator(seed, "held-out noise")
+    images = np.asarray(x[:], dtype=np.float32)
+    made = [np.clip(images + std * draws.standard_normal(images.shape, dtype=np.float32), 0, 1) for _ in range(copies)]
+    return np.concatenate([images, *made]), np.tile(y, copies + 1)
 
 
 def substitute_data(

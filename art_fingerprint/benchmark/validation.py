@@ -11,16 +11,17 @@ from torch import nn
 
 from art_fingerprint.benchmark.plan import saying
 from art_fingerprint.core.adversarial import evasion
-from art_fingerprint.core.checks import check_number, check_seed
+from art_fingerprint.core.checks import check_choice, check_number, check_seed
 from art_fingerprint.core.classifier import LogitsNetwork, evaluating
 from art_fingerprint.core.layers import resolve_layer
 from art_fingerprint.exceptions import InvalidInputError
 from art_fingerprint.verifiers.calibration import check_rule
 from art_fingerprint.zoo.loading import attack_class, check_parameters, verifier_class
+from art_fingerprint.zoo.preset import KNOWN, NEGATIVES, OTHER_DATA_REFERENCE, REFERENCE
 from art_fingerprint.zoo.presets import AttackSetting, Preset
 from art_fingerprint.zoo.recipes import Recipe
 
-RESERVED_LABELS = ("Victim", "Reference", "Negative")
+RESERVED_LABELS = ("Victim", REFERENCE, OTHER_DATA_REFERENCE, KNOWN, *NEGATIVES.values())
 _CALIBRATION = ("rule", "alpha", "confidence", "false_positive_rate")
 
 
@@ -39,6 +40,8 @@ def check_preset(preset: Preset, classifier: PyTorchClassifier) -> None:
     with saying(victim):
         _check_numbers(preset)
         check_calibration(preset.calibration, preset.nb_references)
+        if preset.nb_other_data_references:
+            check_calibration(preset.calibration, preset.nb_other_data_references)
     if not preset.verifiers:
         raise InvalidInputError(f"{victim} has no verifiers.")
     for label, setting in preset.attacks.items():
@@ -71,12 +74,38 @@ def _check_numbers(preset: Preset) -> None:
     for name in ("threads", "nb_negatives"):
         if getattr(preset, name) is not None:
             check_number(name, getattr(preset, name), 1 if name == "threads" else 0, integer=True)
-    for name in ("attacks", "verifiers", "robustness", "calibration", "dataset_options"):
+    for name in ("attacks", "verifiers", "robustness", "calibration", "dataset_options", "held_out_noise"):
         if not isinstance(getattr(preset, name), Mapping):
             raise InvalidInputError(f"`{name}` must be a mapping, got {getattr(preset, name)!r}.")
     for name in ("victim_recipe", "negative_recipe"):
         if not isinstance(getattr(preset, name), Recipe):
             raise InvalidInputError(f"`{name}` must be a Recipe, got {getattr(preset, name)!r}.")
+
+    if noise := preset.held_out_noise:
+        if set(noise) != {"copies", "std"}:
+            raise InvalidInputError(f"`held_out_noise` needs `copies` and `std`, and has {', '.join(noise)}.")
+        check_number("copies of `held_out_noise`", noise["copies"], 1, integer=True)
+        check_number("std of `held_out_noise`", noise["std"], 0, open_low=True)
+
+
+def check_independents(preset: Preset) -> None:
+    """Refuse counts of independent models that say nothing, or two things; before any data are read."""
+    for name in ("nb_other_data_references", "nb_known"):
+        check_number(name, getattr(preset, name), 0, integer=True)
+    if preset.negatives is None:
+        return
+    if not isinstance(preset.negatives, Mapping):
+        raise InvalidInputError(f"`negatives` must be a mapping, got {preset.negatives!r}.")
+    if preset.nb_negatives is not None:
+        raise InvalidInputError("`negatives` and `nb_negatives` both count the negatives: leave one out.")
+    for kind, count in preset.negatives.items():
+        check_choice("kind of `negatives`", kind, tuple(NEGATIVES))
+        check_number(f"{kind} of `negatives`", count, 0, integer=True)
+    if preset.negatives.get("other-architecture") and preset.other_architecture is None:
+        raise InvalidInputError(
+            "`negatives` of another architecture need `other_architecture`, which makes their network: "
+            "package.module:function or timm:NAME."
+        )
 
 
 def check_calibration(given: Mapping[str, Any], nb_references: int) -> None:
@@ -89,13 +118,26 @@ def check_calibration(given: Mapping[str, Any], nb_references: int) -> None:
     check_number("confidence", given.get("confidence", 0.99), 0.5, 1, open_high=True)
 
 
-def check_architecture(make: Callable[[], nn.Module], nb_classes: int) -> None:
-    """Refuse what makes no network."""
+def check_architecture(
+    make: Callable[[], nn.Module], nb_classes: int, input_shape: tuple[int, ...] | None = None
+) -> None:
+    """Refuse what makes no network, or none for images of this shape, if one is given."""
     network = make()
     if not isinstance(network, nn.Module):
         raise InvalidInputError(f"`architecture` makes a {type(network).__name__}; an nn.Module is needed.")
     if nb_classes < 2:
         raise InvalidInputError(f"The data set has {nb_classes} classes; two or more are needed.")
+    if input_shape is None:
+        return
+    try:
+        with evaluating(network), torch.no_grad():
+            shape = tuple(network(torch.zeros(2, *input_shape)).shape)
+    except Exception as error:  # whatever a foreign network raises
+        raise InvalidInputError(f"`other_architecture` does not take images of {input_shape}: {error}") from error
+    if shape != (2, nb_classes):
+        raise InvalidInputError(
+            f"`other_architecture` answers two images with {shape}; {(2, nb_classes)} logits are needed."
+        )
 
 
 def _check_layer(layer: object, classifier: PyTorchClassifier) -> None:

@@ -16,21 +16,23 @@ import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
 from art_fingerprint.attacks import RemovalAttack
+from art_fingerprint.benchmark.independents import Independents
 from art_fingerprint.benchmark.materials import dataset, owners_data, plain, robustness_of, substitute_data
 from art_fingerprint.benchmark.plan import Factory, architecture_name, load_architecture, saying
 from art_fingerprint.benchmark.store import ADDED_KEYS, KEYS, Store, cell_key
 from art_fingerprint.benchmark.suspects import Suspect, derive, derive_checkpoints, reason_of
-from art_fingerprint.benchmark.validation import check_architecture, check_preset
+from art_fingerprint.benchmark.validation import check_architecture, check_independents, check_preset
 from art_fingerprint.core.classifier import network_of
 from art_fingerprint.core.parameters import as_json
-from art_fingerprint.core.seeding import derive_seed, forked_random_state
+from art_fingerprint.core.seeding import forked_random_state
 from art_fingerprint.core.versions import versions
 from art_fingerprint.evaluation.fidelity import accuracy_drop, predicted_labels
 from art_fingerprint.exceptions import AccessError, IncompatibleSuspectError, StoreError
 from art_fingerprint.verifiers.base import Verifier
+from art_fingerprint.zoo.dataset import Dataset, halves
 from art_fingerprint.zoo.loading import attack_class, verifier_class
 from art_fingerprint.zoo.presets import AttackSetting, Preset
-from art_fingerprint.zoo.recipes import train_negative, train_victim, wrap
+from art_fingerprint.zoo.recipes import train_victim, wrap
 
 logger = logging.getLogger(__name__)
 
@@ -62,14 +64,15 @@ class Workbench:
         self.preset = preset
         self.seeds = tuple(seeds)
         self.device_type = device_type
-        self.data = dataset(preset.dataset, json.dumps(as_json(preset.dataset_options), sort_keys=True))
+        with saying(f"victim {preset.name!r}"):
+            check_independents(preset)
+        whole = dataset(preset.dataset, json.dumps(as_json(preset.dataset_options), sort_keys=True))
+        other: Dataset | None
+        self.data, other = halves(whole) if preset.halved else (whole, None)
         self._folder = store
-        facts = (self.data.nb_classes, self.data.input_shape[0])
-        self._architecture = load_architecture(preset.architecture, *facts)
-        self._independent = load_architecture(preset.independent_architecture or preset.architecture, *facts)
+        self._architecture = load_architecture(preset.architecture, whole.nb_classes, whole.input_shape[0])
         with forked_random_state(0):
-            for make in (self._architecture, self._independent):
-                check_architecture(make, self.data.nb_classes)
+            check_architecture(self._architecture, whole.nb_classes)
         untrained = self.untrained
         self._device = str(untrained.device)
         self._made_from = {
@@ -78,9 +81,10 @@ class Workbench:
             "versions": versions(),
             "device": untrained.device.type if cuda is None else "cuda" if cuda else "cpu",
         }
+        self.independents = Independents(preset, self.seeds, self.data, other, self._made_from, device_type)
         self.expected: dict[str, float] = {}
         self._verifiers: dict[str, Verifier] = {}
-        self._references: list[PyTorchClassifier] = []
+        self._independent_models: dict[str, list[PyTorchClassifier]] = {}
 
     def check(self) -> None:
         """Refuse settings that cannot run, before anything does; see :func:`.check_preset`."""
@@ -114,14 +118,9 @@ class Workbench:
     @functools.cached_property
     def suspects(self) -> list[Suspect]:
         """Every model that is scored: the victim itself, references, negatives, then the attacks' surrogates."""
-        preset = self.preset
-        found = [Suspect("Victim", "victim", preset.victim_seed, self.victim_key)]
-        for index in range(preset.nb_references):
-            found.append(Suspect("Reference", "reference", index, self._key("reference", self._reference_seed(index))))
-        negatives = self.seeds if preset.nb_negatives is None else range(preset.nb_negatives)
-        for seed in negatives:
-            found.append(Suspect("Negative", "negative", seed, self._key("negative", seed)))
-        for label, setting in preset.attacks.items():
+        victim = Suspect("Victim", "victim", self.preset.victim_seed, self.victim_key)
+        found = [victim, *self.independents.suspects()]
+        for label, setting in self.preset.attacks.items():
             found += [Suspect(label, "surrogate", seed, self._surrogate_key(setting, seed)) for seed in self.seeds]
         return found
 
@@ -138,7 +137,8 @@ class Workbench:
     @functools.cached_property
     def victim_key(self) -> str:
         """Digest of what makes the victim."""
-        return self._key("victim", self.preset.victim_seed)
+        recipe = asdict(self.preset.victim_recipe)
+        return cell_key(kind="victim", start=None, recipe=recipe, seed=self.preset.victim_seed, **self._made_from)
 
     def fingerprint_key(self, verifier: str) -> str:
         """Return the digest of what makes a fingerprint and its thresholds."""
@@ -149,13 +149,8 @@ class Workbench:
             params=as_json(preset.verifiers[verifier]),
             nb_references=preset.nb_references,
             calibration=as_json(preset.calibration),
+            **self.independents.facts_of(verifier_class(verifier)),
         )
-
-    def _key(self, kind: str, seed: int) -> str:
-        recipe = self.preset.negative_recipe if kind == "negative" else self.preset.victim_recipe
-        start = None if kind == "victim" else architecture_name(self._independent)
-        kind = "negative" if kind == "negative" else "victim"
-        return cell_key(kind=kind, start=start, recipe=asdict(recipe), seed=seed, **self._made_from)
 
     def _surrogate_key(self, setting: AttackSetting, seed: int) -> str:
         described = {name: value for name, value in vars(setting).items() if value is not None}
@@ -186,9 +181,6 @@ class Workbench:
             nb_robustness=preset.nb_robustness,
         )
 
-    def _reference_seed(self, index: int) -> int:
-        return derive_seed(self.preset.victim_seed, "reference", index)
-
     # ------------------------------------------------------------------ models
     @functools.cached_property
     def victim(self) -> PyTorchClassifier:
@@ -198,10 +190,11 @@ class Workbench:
     def model(self, suspect: Suspect) -> PyTorchClassifier:
         """Return a suspect's classifier: kept weights, or trained and kept now."""
         setting = self._setting(suspect)
-        found = self._untrained(setting)
+        independent = suspect.role in ("reference", "negative")
+        found = self.independents.untrained(suspect) if independent else self._untrained(setting)
         notes = self.store.load_model(suspect.key, found)
         if notes is None:
-            found = self._make(suspect, setting)
+            found = self.independents.train(suspect) if independent else self._make(suspect, setting)
             notes = dict(getattr(found, "surrogate_info", {}))
             self.store.save_model(suspect.key, found, notes)
         network_of(found).eval()
@@ -211,11 +204,8 @@ class Workbench:
     def _make(self, suspect: Suspect, setting: AttackSetting | None) -> PyTorchClassifier:
         if setting is not None:
             return self._surrogate(suspect, setting)
-        make = self._architecture if suspect.role == "victim" else self._independent
-        if suspect.role == "negative":
-            return train_negative(make, self.data, self.preset.negative_recipe, suspect.seed, self.device_type)
-        seed = self._reference_seed(suspect.seed) if suspect.role == "reference" else suspect.seed
-        return train_victim(make, self.data, self.preset.victim_recipe, seed, self.device_type)
+        recipe = self.preset.victim_recipe
+        return train_victim(self._architecture, self.data, recipe, suspect.seed, self.device_type)
 
     def _surrogate(self, suspect: Suspect, setting: AttackSetting) -> PyTorchClassifier:
         ratios = (self.preset.subset_ratio, suspect.seed, setting.ratio)
@@ -265,17 +255,21 @@ class Workbench:
             fingerprint = self.store.load_fingerprint(key)
             if fingerprint is None:
                 verifier = self.judge(name, self.victim)
-                fingerprint = verifier.extract(*owners_data(self.data, kind))
-                verifier.calibrate(self._reference_models(), **self.preset.calibration)
+                known = self.independents.known_of(kind)
+                more: dict[str, Any] = {} if known is None else {"negatives": self._independent(known)}
+                fingerprint = verifier.extract(*owners_data(self.data, kind, self.preset), **more)
+                references = self._independent(self.independents.references_of(kind))
+                verifier.calibrate(references, **self.preset.calibration)
                 self.store.save_fingerprint(key, fingerprint)
             self._verifiers[name] = kind.from_fingerprint(fingerprint)
         return self._verifiers[name]
 
-    def _reference_models(self) -> list[PyTorchClassifier]:
-        """Read the references once for all verifiers; :meth:`rows` lets them go."""
-        if not self._references:
-            self._references = [self.model(suspect) for suspect in self.suspects if suspect.role == "reference"]
-        return self._references
+    def _independent(self, label: str) -> list[PyTorchClassifier]:
+        """Read the independent models of a label once for all verifiers; :meth:`rows` lets them go."""
+        if label not in self._independent_models:
+            mine = [suspect for suspect in self.suspects if suspect.label == label]
+            self._independent_models[label] = [self.model(suspect) for suspect in mine]
+        return self._independent_models[label]
 
     # ------------------------------------------------------------------ rows
     def rows(self, suspect: Suspect, names: Collection[str], broken: Mapping[str, str] | None = None) -> Iterator[Row]:
@@ -285,7 +279,7 @@ class Workbench:
         :param broken: Verifiers that could not be made, with the reason.
         :raises StoreError: the folder cannot be written to. Any other error gives rows that say so.
         """
-        self._references = []
+        self._independent_models = {}
         broken = broken or {}
         base = self._base(suspect)
         try:

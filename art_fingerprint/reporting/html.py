@@ -10,6 +10,7 @@ from typing import Any
 
 from art_fingerprint.exceptions import FingerprintError, InvalidInputError, MissingDependencyError
 from art_fingerprint.reporting import measured
+from art_fingerprint.reporting.attack_tables import attack_sheet
 from art_fingerprint.reporting.comparison import agreement, beside_published, settings_beside
 from art_fingerprint.reporting.layout import Sheet
 from art_fingerprint.reporting.measured import Provenance
@@ -73,6 +74,7 @@ def _own_parts(rows: Sequence[Row], beside: Counterpart | None, prefix: str) -> 
         Part("Verdicts, attack by attack", _matrix(rows)),
         Part("Table I", _table(table)),
         Part("Verifier by verifier", sheet(verifier_sheet(rows))),
+        Part("Every attack, metric by metric", folded("AUC and TPR with intervals", sheet(attack_sheet(rows)))),
         Part("Every model, metric by metric", _strips(rows)),
     ]
     if beside is not None:

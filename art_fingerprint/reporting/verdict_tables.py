@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections import Counter
@@ -9,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from art_fingerprint.evaluation.intervals import Interval, auc_interval, fpr_interval, models_needed, share_interval
 from art_fingerprint.evaluation.roc import roc_auc, tpr_at_fpr
 from art_fingerprint.reporting.layout import Sheet, one_line, short
 from art_fingerprint.reporting.tables import COLUMNS, rows_of_one_preset
@@ -17,6 +19,8 @@ from art_fingerprint.verifiers.calibration import Direction, allowed_positives
 Row = Mapping[str, Any]
 #: False-positive rate behind the table's true-positive rate.
 FPR = 0.05
+#: Headings of AUC and TPR with their intervals.
+RATES = ("AUC", "AUC, 95%", f"TPR at {FPR:.0%} FPR", "TPR, 95%")
 _DERIVED = "surrogate"
 _INDEPENDENT = "negative"  # references set the thresholds: judging them again would flatter the verifier
 _TRUTH = {_DERIVED: "derived", _INDEPENDENT: "independent"}
@@ -36,7 +40,7 @@ class Share:
 
 @dataclass(frozen=True)
 class MetricLine:
-    """One metric of a verifier over all suspects.
+    """One metric of a verifier: surrogates against negatives of one kind.
 
     :ivar name: Metric name.
     :ivar space: ``"logits"`` or ``"probabilities"`` where suspects were compared in both, which gives two lines.
@@ -46,6 +50,8 @@ class MetricLine:
     :ivar accused: Negatives that the metric judges derived.
     :ivar auc: Area under the ROC curve, surrogates against negatives; ``None`` without one of them.
     :ivar tpr: True-positive rate at :data:`FPR`; with fewer than 20 negatives that is the rate at no false positive.
+    :ivar auc_interval: Of 95 %, :func:`.auc_interval`.
+    :ivar tpr_interval: Of 95 %, :func:`.share_interval`, at the threshold that these negatives give.
     :ivar nb_surrogates: Surrogates with a finite value.
     :ivar nb_negatives: Negatives with a finite value.
     :ivar nb_scored: Surrogates and negatives with a verdict; those without a finite value are left out of the line.
@@ -59,6 +65,8 @@ class MetricLine:
     accused: Share
     auc: float | None
     tpr: float | None
+    auc_interval: Interval | None
+    tpr_interval: Interval | None
     nb_surrogates: int
     nb_negatives: int
     nb_scored: int
@@ -71,9 +79,10 @@ class MetricLine:
 
 @dataclass(frozen=True)
 class VerifierLine:
-    """One verifier over all suspects.
+    """One verifier: surrogates against negatives of one kind.
 
     :ivar name: Class name.
+    :ivar negatives: Row label of these negatives; empty if there are none.
     :ivar metrics: Its metrics.
     :ivar recognised: Surrogates that its verdict calls derived.
     :ivar accused: Negatives that its verdict calls derived.
@@ -84,6 +93,7 @@ class VerifierLine:
     """
 
     name: str
+    negatives: str
     metrics: tuple[MetricLine, ...]
     recognised: Share
     accused: Share
@@ -93,7 +103,7 @@ class VerifierLine:
 
 
 def verifier_lines(rows: Iterable[Row]) -> list[VerifierLine]:
-    """Return what every verifier makes of the suspects, in order of appearance.
+    """Return what every verifier makes of the suspects, a line for each kind of negatives, in order of appearance.
 
     :param rows: Rows of one preset. Surrogates count as derived, negatives as independent; the victim and the
         reference models, which set the thresholds, are left out of everything but thresholds and cost.
@@ -101,27 +111,41 @@ def verifier_lines(rows: Iterable[Row]) -> list[VerifierLine]:
     """
     kept = rows_of_one_preset(rows)
     return [
-        _verifier(name, [row for row in kept if row["verifier"] == name])
+        _verifier(name, kind, [row for row in against(kept, kind) if row["verifier"] == name])
         for name in dict.fromkeys(row["verifier"] for row in kept)
+        for kind in kinds_of_negatives(kept)
     ]
 
 
-def _verifier(name: str, rows: Sequence[Row]) -> VerifierLine:
+def kinds_of_negatives(rows: Iterable[Row]) -> list[str]:
+    """Return the row labels of the negatives, in order of appearance; one empty name if there are none."""
+    return list(dict.fromkeys(row["suspect"] for row in rows if row["role"] == _INDEPENDENT)) or [""]
+
+
+def against(rows: Iterable[Row], kind: str) -> list[Row]:
+    """Return the rows without negatives of other kinds: an AUC over several would say how they were mixed."""
+    return [row for row in rows if row["role"] != _INDEPENDENT or row["suspect"] == kind]
+
+
+def _verifier(name: str, kind: str, rows: Sequence[Row]) -> VerifierLine:
     scored = [row for row in rows if row["status"] == "ok"]
-    verdicts = Counter(_outcome(row) for row in rows if row["role"] in _TRUTH)
+    verdicts = Counter(outcome_of(row) for row in rows if row["role"] in _TRUTH)
     return VerifierLine(
         name=name,
-        metrics=tuple(
-            line
-            for metric in dict.fromkeys(m for row in scored for m in row["metrics"])
-            for line in _metric(metric, scored)
-        ),
+        negatives=kind,
+        metrics=metric_lines(scored),
         recognised=_share(row["derived"] for row in scored if row["role"] == _DERIVED),
         accused=_share(row["derived"] for row in scored if row["role"] == _INDEPENDENT),
         counts={outcome: verdicts[outcome] for outcome in ("derived", "not", "undecided", "failed", "skipped")},
         queries=_median(row["queries"] for row in scored),
         seconds=_median(row["verify_seconds"] for row in scored),
     )
+
+
+def metric_lines(scored: Sequence[Row]) -> tuple[MetricLine, ...]:
+    """Return the lines of every metric in a verifier's rows of status ``ok``, with negatives of one kind."""
+    names = dict.fromkeys(name for row in scored for name in row["metrics"])
+    return tuple(line for name in names for line in _metric(name, scored))
 
 
 def _metric(name: str, scored: Sequence[Row]) -> list[MetricLine]:
@@ -138,6 +162,8 @@ def _metric(name: str, scored: Sequence[Row]) -> list[MetricLine]:
             [result["value"] for role, result in mine if role == wanted] for wanted in (_DERIVED, _INDEPENDENT)
         )
         both = bool(derived and independent)
+        auc = roc_auc(derived, independent, direction) if both else None
+        tpr = tpr_at_fpr(derived, independent, direction, FPR) if both else None
         lines.append(
             MetricLine(
                 name=name,
@@ -146,14 +172,19 @@ def _metric(name: str, scored: Sequence[Row]) -> list[MetricLine]:
                 direction=direction,
                 recognised=_share(result["derived"] for role, result in mine if role == _DERIVED),
                 accused=_share(result["derived"] for role, result in mine if role == _INDEPENDENT),
-                auc=roc_auc(derived, independent, direction) if both else None,
-                tpr=tpr_at_fpr(derived, independent, direction, FPR) if both else None,
+                auc=auc,
+                tpr=tpr,
+                auc_interval=None if auc is None else _auc_interval(auc, len(derived), len(independent)),
+                tpr_interval=None if tpr is None else share_interval(round(tpr * len(derived)), len(derived)),
                 nb_surrogates=len(derived),
                 nb_negatives=len(independent),
                 nb_scored=sum(row["role"] in _TRUTH for row in scored),
             )
         )
     return lines
+
+
+_auc_interval = functools.lru_cache(maxsize=None)(auc_interval)  # many cells of a grid have one area
 
 
 def _space(result: Mapping[str, Any]) -> str:
@@ -174,42 +205,63 @@ def _median(values: Iterable[float | None]) -> float | None:
     return statistics.median(known) if known else None
 
 
-def _outcome(row: Row) -> str:
+def outcome_of(row: Row) -> str:
+    """Return ``derived``, ``not`` or ``undecided``, or the status of a row without a verdict."""
     if row["status"] != "ok":
         return str(row["status"])
     return {True: "derived", False: "not", None: "undecided"}[row["derived"]]
 
 
 def verifier_sheet(rows: Iterable[Row]) -> Sheet:
-    """Return the table of verifiers: a line for each metric, then one for the verdict.
+    """Return the table of verifiers: a line for each metric, then one for the verdict; for each kind of negatives.
 
     :param rows: Rows of one preset.
     :raises InvalidInputError: no rows, or rows of several presets.
     """
     lines = verifier_lines(rows)
-    head = ["Verifier", "Metric", "Threshold", "Direction", "Recognised", "Accused", "AUC", f"TPR at {FPR:.0%} FPR"]
-    cells = [[*head, "Queries", "Seconds", "Models"]]
+    several = len({line.negatives for line in lines}) > 1
+    head = ["Verifier", "Metric", *(["Negatives"] if several else []), "Threshold", "Direction", "Recognised"]
+    cells = [[*head, "Accused", *RATES, "Queries", "Seconds", "Models"]]
     for line in lines:
-        cells += [_metric_cells(line.name, metric) for metric in line.metrics]
+        names = one_line(short(line.name))
+        kind = [one_line(line.negatives)] if several else []
+        cells += [[names, metric_name(metric), *kind, *_metric_cells(metric)] for metric in line.metrics]
         shown = [(count, outcome) for outcome, count in line.counts.items() if count or outcome in ("derived", "not")]
         counts = ", ".join(f"{count} {outcome}" for count, outcome in shown)
         shares = [str(line.recognised), str(line.accused)]
         cost = [_form(line.queries, ".0f"), _form(line.seconds, ".2g")]
-        cells.append([one_line(short(line.name)), "verdict", "-", "-", *shares, "-", "-", *cost, counts])
+        cells.append([names, "verdict", *kind, "-", "-", *shares, *["-"] * len(RATES), *cost, counts])
     return Sheet(cells, _notes([metric for line in lines for metric in line.metrics]))
 
 
-def _metric_cells(verifier: str, metric: MetricLine) -> list[str]:
+def metric_name(metric: MetricLine) -> str:
+    """Return a metric's name, with the space where there are several."""
+    return one_line(metric.name + (f" ({metric.space})" if metric.space else ""))
+
+
+def rate_cells(metric: MetricLine) -> list[str]:
+    """Return AUC and TPR with their intervals, under the headings :data:`RATES`."""
+    return [
+        _form(metric.auc, ".3f"),
+        interval_cell(metric.auc_interval),
+        _form(metric.tpr, ".3f"),
+        interval_cell(metric.tpr_interval),
+    ]
+
+
+def interval_cell(interval: Interval | None) -> str:
+    """Return an interval as text."""
+    return "-" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
+
+
+def _metric_cells(metric: MetricLine) -> list[str]:
     digits = _DIGITS.get(metric.name)
     return [
-        one_line(short(verifier)),
-        one_line(metric.name + (f" ({metric.space})" if metric.space else "")),
         _form(metric.threshold, ".4g" if digits is None else f".{digits}f"),
         metric.direction,
         str(metric.recognised),
         str(metric.accused),
-        _form(metric.auc, ".3f"),
-        _form(metric.tpr, ".3f"),
+        *rate_cells(metric),
         *("-", "-"),
         f"{metric.nb_values} of {metric.nb_scored} values",
     ]
@@ -224,12 +276,8 @@ def _notes(metrics: Sequence[MetricLine]) -> tuple[str, ...]:
         "Recognised, accused: surrogates, negatives (independent models) judged derived, of those with a decision.",
         "Verdict: the verifier's own, from its metrics. Queries and seconds are medians over all suspects.",
         "AUC and TPR: surrogates against negatives. Reference models set the thresholds and are left out.",
+        *rate_notes(metrics),
     ]
-    few = {m.nb_negatives for m in metrics if m.tpr is not None and allowed_positives(m.nb_negatives, FPR) == 0}
-    if few:
-        span = " to ".join(map(str, sorted({min(few), max(few)})))
-        rate = f"the TPR at {FPR:.0%} FPR is that at no false positive"
-        notes.append(f"Fewer than {math.ceil(1 / FPR)} negatives ({span}): {rate}.")
     if any(metric.nb_values < metric.nb_scored for metric in metrics):
         notes.append("Models without a finite value are left out of a metric's line.")
     return tuple(notes)
@@ -261,9 +309,34 @@ def verdict_lines(rows: Iterable[Row]) -> list[VerdictLine]:
     lines = []
     for label, role in dict.fromkeys((row["suspect"], row["role"]) for row in wanted):
         mine = [row for row in wanted if (row["suspect"], row["role"]) == (label, role)]
-        outcomes = {name: Counter(_outcome(row) for row in mine if row["verifier"] == name) for name in verifiers}
+        outcomes = {name: Counter(outcome_of(row) for row in mine if row["verifier"] == name) for name in verifiers}
         lines.append(VerdictLine(one_line(label), _TRUTH[role], outcomes))
     return lines
+
+
+def rate_notes(metrics: Sequence[MetricLine]) -> list[str]:
+    """Return what is to be said of AUC, TPR and their intervals."""
+    sizes = sorted({metric.nb_negatives for metric in metrics if metric.tpr is not None})
+    if not sizes:
+        return []
+    notes = [
+        "Intervals: 95 %, as if every model were an independent draw, which seeds of one attack are not. AUC: "
+        "Newcombe's score interval; TPR: Clopper and Pearson's, at the threshold as it is.",
+        "That threshold comes from the negatives; its own uncertainty is not in the TPR's interval: the true FPR at "
+        + "; ".join(_spread(size) for size in dict.fromkeys((sizes[0], sizes[-1])))
+        + ".",
+    ]
+    few = [size for size in sizes if allowed_positives(size, FPR) == 0]
+    if few:
+        span = " to ".join(map(str, dict.fromkeys((few[0], few[-1]))))
+        rate = f"the TPR at {FPR:.0%} FPR is that at no false positive"
+        notes.append(f"Fewer than {models_needed(FPR)} negatives ({span}): {rate}.")
+    return notes
+
+
+def _spread(nb_negatives: int) -> str:
+    low, high = fpr_interval(nb_negatives, FPR)
+    return f"that of {nb_negatives} negative{'s' * (nb_negatives > 1)} lies between {low:.1%} and {high:.0%}"
 
 
 def verdict_sheet(rows: Iterable[Row]) -> Sheet:

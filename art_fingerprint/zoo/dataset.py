@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -83,6 +83,25 @@ def split_by_class(y: np.ndarray, sizes: tuple[int, ...], seed: int, *purpose: s
         raise InvalidInputError(f"Parts of {sizes} samples were asked for, but there are {len(y)}.")
     ranked = stratified_order(y, seed, *purpose)
     return [np.sort(part) for part in np.split(ranked, np.cumsum(sizes))[: len(sizes)]]
+
+
+def halves(data: Dataset) -> tuple[Dataset, Dataset]:
+    """Return the set twice, each time with another half of its training images, which share none.
+
+    The halves have the class shares of the whole; the other parts are those of the set. The split depends on no seed.
+
+    :raises InvalidInputError: fewer than two training images.
+    """
+    count = len(data.y_train)
+    if count < 2:
+        raise InvalidInputError(f"{count} training images of {data.name!r} cannot be halved.")
+    parts = split_by_class(data.y_train, (count - count // 2, count // 2), 0, "halves", data.name)
+    x = data.x_train
+    first, second = (
+        replace(data, x_train=x.take(part) if isinstance(x, LazyImages) else x[part], y_train=data.y_train[part])
+        for part in parts
+    )
+    return first, second
 
 
 def split_by_group(y: np.ndarray, groups: np.ndarray, share: float, seed: int, *purpose: str) -> list[np.ndarray]:

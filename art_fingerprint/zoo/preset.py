@@ -11,6 +11,14 @@ from torch import nn
 from art_fingerprint.zoo.recipes import Recipe
 
 Source = Literal["train", "subset", "apart"]
+#: Kinds of independent models that are judged, and the labels of their rows.
+NEGATIVES: Mapping[str, str] = {
+    "same-data": "Negative",
+    "other-data": "Negative (other data)",
+    "other-architecture": "Negative (other architecture)",
+}
+#: Labels of the rows of models that verifiers are given: to calibrate, and to choose queries by.
+REFERENCE, OTHER_DATA_REFERENCE, KNOWN = "Reference", "Reference (other data)", "Known"
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,17 @@ class Preset:
     :ivar robustness: torchattacks class name to parameters, for the robust accuracy of every model; empty for none.
     :ivar nb_robustness: Test images that are attacked, the first ones.
     :ivar nb_negatives: Independent models that are judged; ``None``: one for each seed. AUC and rates want twenty.
+    :ivar negatives: In place of ``nb_negatives``, how many of each kind: ``"same-data"`` are trained on the victim's
+        training images; ``"other-data"`` on images of the same set that the victim never saw; ``"other-architecture"``
+        on the victim's images, from ``other_architecture``. A kind that is not named has none. See :attr:`halved`.
+    :ivar other_architecture: ``package.module:function`` or ``timm:NAME``, the network of ``"other-architecture"``.
+    :ivar nb_other_data_references: References of other data. They calibrate the verifiers that ask whether the victim's
+        training images were used, since references of the same data used them, too; see :attr:`halved`.
+    :ivar nb_known: Further independent models of the same data, by whose answers AKH, SAC and FBI choose their queries
+        (``negatives`` of their ``extract``). They calibrate nothing.
+    :ivar held_out_noise: ``{"copies": 5, "std": 0.2}``: AKH, SAC and FBI look for the victim's errors among the test
+        images and, for each, so many copies with Gaussian noise of this standard deviation, clipped to [0, 1]. For a
+        victim that errs on too few test images. Empty: the test images.
     :ivar calibration: Arguments of ``Verifier.calibrate``, ``{"rule": "fpr", "false_positive_rate": 0.05}`` say.
     :ivar dataset_options: Keyword arguments of :func:`.load_dataset`.
     :ivar independent_architecture: ``package.module:function`` that makes the network from which negatives and
@@ -83,3 +102,15 @@ class Preset:
     calibration: Mapping[str, Any] = field(default_factory=dict)
     dataset_options: Mapping[str, Any] = field(default_factory=dict)
     independent_architecture: str | None = None
+    negatives: Mapping[str, int] | None = None
+    other_architecture: str | None = None
+    nb_other_data_references: int = 0
+    nb_known: int = 0
+    held_out_noise: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def halved(self) -> bool:
+        """Whether the training images are halved: one half is the victim's, and that of everything but the models of
+        other data, which are trained on the other half.
+        """
+        return bool((self.negatives or {}).get("other-data") or self.nb_other_data_references)

@@ -23,7 +23,7 @@ from torch import nn
 
 from art_fingerprint.attacks import FineTuningAttack, RemovalNetAttack
 from art_fingerprint.attacks.base import RemovalAttack
-from art_fingerprint.benchmark import workbench
+from art_fingerprint.benchmark import independents, workbench
 from art_fingerprint.benchmark.materials import substitute_data
 from art_fingerprint.benchmark.plan import Plan
 from art_fingerprint.benchmark.runner import Bench
@@ -104,8 +104,10 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         return wrapped
 
-    for name in ("train_victim", "train_negative"):
-        monkeypatch.setattr(workbench, name, counted(name, getattr(workbench, name)))
+    for module, name in (
+        *((workbench, "train_victim"), (independents, "train_victim"), (independents, "train_negative")),
+    ):
+        monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
     monkeypatch.setattr(RemovalAttack, "generate", counted("generate", RemovalAttack.generate))
     for name in ("extract", "verify"):
         monkeypatch.setattr(Verifier, name, counted(name, getattr(Verifier, name)))

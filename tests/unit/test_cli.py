@@ -25,8 +25,12 @@ from tests.tiny_preset import tiny
 
 FILES = (
     *("table.md", "table.csv", "table.tex", "report.html", "robustness.md", "robustness.csv"),
-    *("tradeoff.md", "tradeoff.csv", "tradeoff.png"),
-    *(f"{name}.{form}" for name in ("verifiers", "verdicts", "published") for form in ("md", "csv", "tex")),
+    *("tradeoff.md", "tradeoff.csv", "tradeoff.png", "heat-map.png"),
+    *(
+        f"{name}.{form}"
+        for name in ("verifiers", "verdicts", "attacks", "heat-map", "published")
+        for form in ("md", "csv", "tex")
+    ),
 )
 
 
@@ -270,7 +274,8 @@ def test_rows_of_several_presets(folder: Path, capsys: pytest.CaptureFixture[str
     rows = [{**row, "dataset": "letters"} for row in read_rows(folder)]
     other = [{**row, "preset": "a/b", "dataset": "gtsrb", "victim": "w"} for row in rows]
     write_rows(folder, [row for pair in zip(other, rows, strict=True) for row in pair])
-    (folder / "tradeoff.png").unlink()
+    for name in ("tradeoff.png", "heat-map.png"):
+        (folder / name).unlink()
     assert cli.main(["report", str(folder), "--published"]) == 0
     out = capsys.readouterr().out
     first, second = out.split("== tiny\n")
@@ -282,9 +287,10 @@ def test_rows_of_several_presets(folder: Path, capsys: pytest.CaptureFixture[str
             :4
         ] == [*("RemovalNet(apart)", "Verifiers", "Verifier", "Robustness")]
     names = {path.name for path in folder.iterdir()}
-    assert {*FILES, "published.md", "tradeoff-1-a_b.png", "tradeoff-2-tiny.png"} - {"tradeoff.png"} <= names
-    assert "tradeoff.png" not in names
-    for name in ("table", "verifiers", "verdicts", "robustness", "tradeoff"):
+    figures = {f"{name}-{end}.png" for name in ("tradeoff", "heat-map") for end in ("1-a_b", "2-tiny")}
+    assert ({*FILES, "published.md"} | figures) - {"tradeoff.png", "heat-map.png"} <= names
+    assert not {"tradeoff.png", "heat-map.png"} & names
+    for name in ("table", "verifiers", "verdicts", "attacks", "robustness", "tradeoff"):
         text = (folder / f"{name}.md").read_text(encoding="utf-8")
         assert [line for line in text.split("\n") if line.startswith("## ")] == ["## a/b", "## tiny"]
     assert (folder / "published.md").read_text(encoding="utf-8").startswith("## a/b\n")

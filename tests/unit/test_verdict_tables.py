@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from art_fingerprint.evaluation.intervals import auc_interval, share_interval
 from art_fingerprint.reporting.layout import render
 from art_fingerprint.reporting.verdict_tables import (
     MetricLine,
@@ -53,22 +54,27 @@ def test_verifiers_by_hand() -> None:
         row["queries"] = 10 + row["seed"] % 7
     sheet = verifier_sheet(rows)
     assert sheet.cells[0] == [
-        *("Verifier", "Metric", "Threshold", "Direction", "Recognised", "Accused", "AUC", "TPR at 5% FPR"),
-        *("Queries", "Seconds", "Models"),
+        *("Verifier", "Metric", "Threshold", "Direction", "Recognised", "Accused"),
+        *("AUC", "AUC, 95%", "TPR at 5% FPR", "TPR, 95%", "Queries", "Seconds", "Models"),
     ]
     # FT(0.5) has three models that are near, RemovalNet one that is as far as the two negatives
+    three, rest = ["0.750", "0.19 to 0.99"], ["-", "-", "6 of 6 values"]
+    blank, cost = ["-"] * 4, ["10", "0.5"]
+    first, other = ([f"{auc:.3f}", "{:.2f} to {:.2f}".format(*auc_interval(auc, 4, 2))] for auc in (7.5 / 8, 7 / 8))
     assert sheet.cells[1:] == [
-        ["DeepJudge", "LOD", "1.50", "distance", "3/4", "0/2", "0.938", "0.750", "-", "-", "6 of 6 values"],
-        ["DeepJudge", "LAD", "7.00", "distance", "3/4", "0/2", "0.875", "0.750", "-", "-", "6 of 6 values"],
-        ["DeepJudge", "verdict", "-", "-", "3/4", "0/2", "-", "-", "10", "0.5", "3 derived, 3 not"],
-        ["Zest", "ZEST-L2", "20.00", "distance", "3/4", "0/2", "0.875", "0.750", "-", "-", "6 of 6 values"],
-        ["Zest", "ZEST-cosine", "0.100", "distance", "3/4", "0/2", "0.875", "0.750", "-", "-", "6 of 6 values"],
-        ["Zest", "verdict", "-", "-", "3/4", "1/2", "-", "-", "10", "0.5", "4 derived, 2 not"],
-        ["ModelDiff", "DDV", "0.900", "similarity", "3/4", "0/2", "0.875", "0.750", "-", "-", "6 of 6 values"],
-        ["ModelDiff", "verdict", "-", "-", "3/4", "0/2", "-", "-", "10", "0.5", "3 derived, 3 not"],
-        ["IPGuard", "MR", "0.350", "similarity", "3/4", "0/2", "0.875", "0.750", "-", "-", "6 of 6 values"],
-        ["IPGuard", "verdict", "-", "-", "3/4", "0/2", "-", "-", "10", "0.5", "3 derived, 3 not"],
+        ["DeepJudge", "LOD", "1.50", "distance", "3/4", "0/2", *first, *three, *rest],
+        ["DeepJudge", "LAD", "7.00", "distance", "3/4", "0/2", *other, *three, *rest],
+        ["DeepJudge", "verdict", "-", "-", "3/4", "0/2", *blank, *cost, "3 derived, 3 not"],
+        ["Zest", "ZEST-L2", "20.00", "distance", "3/4", "0/2", *other, *three, *rest],
+        ["Zest", "ZEST-cosine", "0.100", "distance", "3/4", "0/2", *other, *three, *rest],
+        ["Zest", "verdict", "-", "-", "3/4", "1/2", *blank, *cost, "4 derived, 2 not"],
+        ["ModelDiff", "DDV", "0.900", "similarity", "3/4", "0/2", *other, *three, *rest],
+        ["ModelDiff", "verdict", "-", "-", "3/4", "0/2", *blank, *cost, "3 derived, 3 not"],
+        ["IPGuard", "MR", "0.350", "similarity", "3/4", "0/2", *other, *three, *rest],
+        ["IPGuard", "verdict", "-", "-", "3/4", "0/2", *blank, *cost, "3 derived, 3 not"],
     ]
+    low, high = 1 - 0.975**0.5, 1 - 0.025**0.5  # the smallest of two uniform numbers
+    assert f"that of 2 negatives lies between {low:.1%} and {high:.0%}." in sheet.notes[-2]
     assert any("Reference models set the thresholds and are left out" in note for note in sheet.notes)
     assert sheet.notes[-1] == "Fewer than 20 negatives (2): the TPR at 5% FPR is that at no false positive."
 
@@ -109,6 +115,43 @@ def test_twenty_negatives_allow_one_false_positive(nb_negatives: int) -> None:
     assert (note in verifier_sheet(rows).notes) is (nb_negatives == 19)
 
 
+def test_intervals_are_those_of_the_models_behind_them() -> None:
+    line = metric(models("MR", [0.9, 0.8, 0.7, 0.1], [i / 100 for i in range(30)]), "MR")
+    assert (line.auc, line.tpr) == (pytest.approx((3 * 30 + 10.5) / 120), 0.75)
+    assert line.auc_interval == auc_interval(line.auc or 0, 4, 30)
+    assert line.tpr_interval == share_interval(3, 4)
+    alone = metric(models("MR", [0.9], []), "MR")
+    assert (alone.auc_interval, alone.tpr_interval) == (None, None)
+
+
+def test_kinds_of_negatives_are_kept_apart() -> None:
+    rows = models("MR", [0.9, 0.5], [0.1, 0.2])
+    rows += [row for seed in range(3) for row in make_rows("Negative (other data)", seed, {"MR": 0.6}, "negative")]
+    rows += skipped(make_rows("Negative (other architecture)", 0, NEAR, "negative"))
+    same, data, architecture = [line for line in verifier_lines(rows) if line.name == "IPGuardVerifier"]
+    assert [line.negatives for line in (same, data, architecture)] == [
+        *("Negative", "Negative (other data)", "Negative (other architecture)")
+    ]
+    assert [(line.metrics[0].auc, line.metrics[0].tpr) for line in (same, data, architecture)] == [
+        *((1.0, 1.0), (0.5, 0.5), (None, None))
+    ]
+    assert [str(line.metrics[0].accused) for line in (same, data, architecture)] == ["0/2", "3/3", "-"]
+    assert architecture.counts == {"derived": 2, "not": 0, "undecided": 0, "failed": 0, "skipped": 1}
+    cells = [row for row in verifier_sheet(rows).cells if row[0] in ("Verifier", "IPGuard")]
+    assert [row[1:3] for row in cells] == [
+        ["Metric", "Negatives"],
+        *[[name, line.negatives] for line in (same, data, architecture) for name in ("MR", "verdict")],
+    ]
+    assert len({len(row) for row in cells}) == 1
+    assert [row[:2] for row in verdict_sheet(rows).cells[1:]] == [
+        *(["FT(0.5)", "derived"], ["Negative", "independent"], ["Negative (other data)", "independent"]),
+        ["Negative (other architecture)", "independent"],
+    ]
+    assert "that of 2 negatives lies" in verifier_sheet(rows).notes[-2]
+    assert "that of 3 negatives lies" in verifier_sheet(rows).notes[-2]
+    assert verifier_sheet(rows).notes[-1].startswith("Fewer than 20 negatives (2 to 3)")
+
+
 def test_references_and_victim_change_nothing_but_threshold_and_cost() -> None:
     rows = models("MR", [0.9, 0.5], [0.3])
     more = [*rows, *make_rows("Reference", 0, {"MR": 1.0}, "reference"), *make_rows("Victim", 0, {"MR": 0.0}, "victim")]
@@ -128,7 +171,7 @@ def test_values_that_are_missing_or_not_finite_are_left_out_and_counted() -> Non
     assert (str(line.recognised), str(line.accused)) == ("1/2", "-")
     sheet = verifier_sheet(rows)
     cells = next(row for row in sheet.cells if row[1] == "MR")
-    assert cells[6:8] + cells[-1:] == ["-", "-", "2 of 6 values"]
+    assert cells[6:10] + cells[-1:] == [*["-"] * 4, "2 of 6 values"]
     assert sheet.notes[-1] == "Models without a finite value are left out of a metric's line."
 
 
