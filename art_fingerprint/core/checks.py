@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ from art.exceptions import EstimatorError
 
 from art_fingerprint.core.notices import warn_caller
 from art_fingerprint.exceptions import InvalidInputError
+
+# No list of names, models, weights or seeds is as long as this.
+_MOST_ITEMS = 1_000_000
 
 
 def check_images(x: object, input_shape: tuple[int, ...], clip_values: object = None, name: str = "x") -> np.ndarray:
@@ -107,32 +111,52 @@ def check_number(
         ok = isinstance(number, int) or math.isfinite(number)
         ok = ok and (number > low if open_low else number >= low) and (number < high if open_high else number <= high)
     if not ok:
-        raise InvalidInputError(f"`{name}` must be {wanted}, got {value!r}.")
+        raise InvalidInputError(f"`{name}` must be {wanted}, got {shown(value)}.")
+
+
+def shown(value: object) -> str:
+    """Return a value as an error message shows it: shortened, and never an error of its own."""
+    try:
+        text = repr(value)
+    except Exception:  # a number of thousands of digits, or an object whose repr fails
+        text = f"an object of type {type(value).__name__}"
+    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     """Raise unless ``value`` is one of ``choices``."""
     if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
-        raise InvalidInputError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+        raise InvalidInputError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {shown(value)}.")
 
 
 def check_sequence(name: str, value: object) -> tuple[Any, ...]:
-    """Return the items of ``value`` as a tuple; raise for a string and for what is no sequence."""
-    single = isinstance(value, str | bytes) or (isinstance(value, np.ndarray) and value.ndim == 0)
-    if single or not isinstance(value, Iterable):
-        raise InvalidInputError(f"`{name}` must be a sequence, got {value!r}.")
-    return tuple(item.item() if isinstance(item, np.generic) else item for item in value)
+    """Return the items of ``value`` as a tuple.
+
+    Raise for a string, a mapping, a set, whose order differs from run to run, and for what is no sequence or has no
+    end.
+    """
+    items = None
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | set | frozenset):
+        try:
+            items = tuple(itertools.islice(iter(value), _MOST_ITEMS + 1))
+        except TypeError:  # arrays and tensors without an axis
+            items = None
+    if items is None:
+        raise InvalidInputError(f"`{name}` must be a sequence, got {shown(value)}.")
+    if len(items) > _MOST_ITEMS:
+        raise InvalidInputError(f"`{name}` has more than {_MOST_ITEMS:,} items.")
+    return tuple(item.item() if isinstance(item, np.generic) else item for item in items)
 
 
 def check_flag(name: str, value: object) -> None:
     """Raise unless ``value`` is a bool."""
     if not isinstance(value, bool | np.bool_):
-        raise InvalidInputError(f"`{name}` must be True or False, got {value!r}.")
+        raise InvalidInputError(f"`{name}` must be True or False, got {shown(value)}.")
 
 
-def check_seed(seed: object) -> None:
+def check_seed(seed: object, name: str = "seed") -> None:
     """Raise unless ``seed`` is a non-negative integer."""
-    check_number("seed", seed, 0, 2**63 - 1, integer=True)
+    check_number(name, seed, 0, 2**63 - 1, integer=True)
 
 
 def is_classifier(value: object) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from art_fingerprint.core.checks import check_choice, check_number
+from art_fingerprint.core.checks import check_choice, check_number, shown
 from art_fingerprint.exceptions import InvalidInputError
 from art_fingerprint.verifiers.calibration import Direction, allowed_positives
 
@@ -62,6 +62,6 @@ def _closeness(derived: Scores, independent: Scores, direction: Direction) -> tu
         except (TypeError, ValueError):
             side = np.empty((0, 0))
         if side.ndim != 1 or side.size == 0 or not np.isfinite(side).all():
-            raise InvalidInputError(f"`{name}` must hold one or more finite scores, got {values!r}.")
+            raise InvalidInputError(f"`{name}` must hold one or more finite scores, got {shown(values)}.")
         sides.append(-side if direction == "distance" else side)
     return sides[0], sides[1]

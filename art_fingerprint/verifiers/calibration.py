@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
-from art_fingerprint.core.checks import check_number
+from art_fingerprint.core.checks import check_choice, check_number, shown
 from art_fingerprint.exceptions import CalibrationError
 
 Direction = Literal["distance", "similarity"]
@@ -36,8 +36,8 @@ def check_rule(rule: Rule, nb_references: int, false_positive_rate: float = 0.05
     :raises CalibrationError: unknown rule or too few references. The message says how many are needed.
     :raises InvalidInputError: a false-positive rate outside [0, 1).
     """
-    if rule not in RULES:
-        raise CalibrationError(f"Unknown threshold rule {rule!r}; known are {', '.join(RULES)}.")
+    if not isinstance(rule, str) or rule not in RULES:
+        raise CalibrationError(f"Unknown threshold rule {shown(rule)}; known are {', '.join(RULES)}.")
     if nb_references == 0:
         raise CalibrationError("Calibration needs at least one reference model; five or more are advised.")
     if rule in ("t-mean", "t-pred") and nb_references < 2:
@@ -47,8 +47,8 @@ def check_rule(rule: Rule, nb_references: int, false_positive_rate: float = 0.05
         if false_positive_rate > 0 and allowed_positives(nb_references, false_positive_rate) == 0:
             raise CalibrationError(
                 f"A false-positive rate of {false_positive_rate:g} needs at least "
-                f"{math.ceil(1 / false_positive_rate - 1e-9)} reference models, got {nb_references}. Add models, raise "
-                "the rate, or use rule='extreme', which flags none of the references."
+                f"{np.ceil(1 / false_positive_rate - 1e-9):.0f} reference models, got {nb_references}. Add models, "
+                "raise the rate, or use rule='extreme', which flags none of the references."
             )
 
 
@@ -75,7 +75,11 @@ def threshold(
     :param confidence: One-sided confidence of the t rules.
     :param false_positive_rate: Target rate q of ``fpr`` in [0, 1); 0 is ``extreme``.
     :raises CalibrationError: no reference; too few for the rule; a value that is not finite.
+    :raises InvalidInputError: an unknown direction, or a number out of its range.
     """
+    check_choice("direction", direction, ("distance", "similarity"))
+    check_number("alpha", alpha, 0, 1, open_low=True)
+    check_number("confidence", confidence, 0.5, 1, open_high=True)
     values = np.asarray(references, dtype=np.float64)
     check_rule(rule, values.size, false_positive_rate)
     if not np.isfinite(values).all():

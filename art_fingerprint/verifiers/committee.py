@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from art_fingerprint.core.checks import check_choice, check_flag, check_number, check_sequence, check_suspect
+from art_fingerprint.core.checks import check_choice, check_flag, check_number, check_sequence, check_suspect, shown
 from art_fingerprint.core.outputs import AnswerKind
 from art_fingerprint.exceptions import (
     CalibrationError,
@@ -85,7 +85,7 @@ class CommitteeVerifier:
         """
         found = check_sequence("members", members)
         if len(found) < 2 or not all(isinstance(member, Verifier) for member in found):
-            raise InvalidInputError(f"`members` must hold two or more verifiers, got {members!r}.")
+            raise InvalidInputError(f"`members` must hold two or more verifiers, got {shown(members)}.")
         if len({id(member) for member in found}) < len(found):
             raise InvalidInputError("`members` holds one verifier twice, whose evidence would count twice.")
         check_choice("method", method, COMBINATIONS)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import art_fingerprint.attacks as attacks
 import art_fingerprint.verifiers as verifiers
+from art_fingerprint.core.checks import shown
 from art_fingerprint.core.classifier import check_output, evaluating, network_of
 from art_fingerprint.core.files import write_whole
 from art_fingerprint.core.seeding import forked_random_state
@@ -53,7 +54,9 @@ def verifier_class(name: str, own: bool = True, committee: bool = False) -> type
     return found
 
 
-def _named(what: str, package: Any, known: Sequence[str], ending: str, base: type, name: str) -> Any:
+def _named(what: str, package: Any, known: Sequence[str], ending: str, base: type, name: object) -> Any:
+    if not isinstance(name, str):
+        raise InvalidInputError(f"`{what}` must be the name of a class, got {shown(name)}.")
     if ":" in name:
         found = load_object(name, what)
         if not (isinstance(found, type) and issubclass(found, base)):
@@ -84,7 +87,7 @@ def load_object(name: str, what: str = "object") -> Any:
     """
     module_name, colon, attribute = name.partition(":")
     if not (module_name and colon and attribute):
-        raise InvalidInputError(f"The {what} is named package.module:name, got {name!r}.")
+        raise InvalidInputError(f"The {what} is named package.module:name, got {shown(name)}.")
     try:
         with forked_random_state(), _current_folder():
             return getattr(importlib.import_module(module_name), attribute)
@@ -101,9 +104,11 @@ def load_network(factory: str, nb_classes: int | None = None, channels: int | No
     :param channels: Only for timm: image channels.
     :raises InvalidInputError: there is no such thing, it fails, or it returns something else.
     """
+    if not isinstance(factory, str):
+        raise InvalidInputError(f"A model is named package.module:function or timm:NAME, got {shown(factory)}.")
     module_name, colon, name = factory.partition(":")
     if not (module_name and colon and name):
-        raise InvalidInputError(f"A model is named package.module:function or timm:NAME, got {factory!r}.")
+        raise InvalidInputError(f"A model is named package.module:function or timm:NAME, got {shown(factory)}.")
     try:
         with forked_random_state(), _current_folder():
             if module_name == "timm":

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from art_fingerprint.core.checks import check_choice, check_images, check_number, check_seed
+from art_fingerprint.core.checks import check_choice, check_images, check_number, check_seed, shown
 from art_fingerprint.core.seeding import numpy_generator
 from art_fingerprint.exceptions import InvalidInputError
 
@@ -116,7 +116,7 @@ def rebalance_samples(
     check_number("bandwidth", bandwidth, 0)
     low, high = clip_values
     if not low < high:
-        raise InvalidInputError(f"`clip_values` must be (low, high) with low < high, got {clip_values!r}.")
+        raise InvalidInputError(f"`clip_values` must be (low, high) with low < high, got {shown(clip_values)}.")
     check_seed(seed)
     x = check_images(x, np.shape(x)[1:])
     y = np.asarray(y)
