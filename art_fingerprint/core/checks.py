@@ -42,8 +42,14 @@ def check_images(x: object, input_shape: tuple[int, ...], clip_values: object = 
             f"`{name}` has dtype {x.dtype}; float32 images in the classifier's clip_values are needed. Scale integer "
             "images first, e.g. (x / 255).astype(np.float32)."
         )
-    x = np.require(x, np.float32, ["C", "W"])  # torch warns of read-only arrays
-    bad = int((~np.isfinite(x)).sum())
+    try:
+        x = np.require(x, np.float32, ["C", "W"])  # torch warns of read-only arrays
+        bad = int((~np.isfinite(x)).sum())
+    except MemoryError as error:
+        raise InvalidInputError(
+            f"`{name}` of shape {x.shape} does not fit in memory; pass fewer samples, or a DataGenerator where one is "
+            "taken."
+        ) from error
     if bad:
         raise InvalidInputError(f"`{name}` has {bad} NaN or infinite values; remove or repair those samples.")
     if clip_values is not None:
@@ -89,6 +95,40 @@ def check_labels(y: object, n: int, nb_classes: int, name: str = "y") -> np.ndar
     return labels
 
 
+def check_values(name: str, values: object, ndim: int = 1) -> np.ndarray:
+    """Return finite numbers as a float64 array of so many axes and one element or more, or raise."""
+    try:
+        found = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError):  # ragged lists, tensors on a device
+        found = np.array(None)
+    if found.dtype.kind not in "biuf" or found.ndim != ndim or not found.size or not np.isfinite(found).all():
+        axes = "a list of" if ndim == 1 else f"an array with {ndim} axes of"
+        raise InvalidInputError(f"`{name}` must be {axes} one or more finite numbers, got {shown(values)}.")
+    return found.astype(np.float64)
+
+
+def check_groups(name: str, values: object, n: int | None = None) -> np.ndarray:
+    """Return what tells groups of samples apart, whole numbers or texts, as an array ``(n,)``, or raise."""
+    try:
+        found = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError):
+        found = np.array(None)
+    texts = found.dtype.kind == "O" and all(isinstance(value, str) for value in found.flat)
+    if not (texts or found.dtype.kind in "biuUS") or found.ndim != 1 or len(found) != (len(found) if n is None else n):
+        size = "each sample" if n is None else f"each of the {n} samples"
+        raise InvalidInputError(
+            f"`{name}` must hold one class index or name for {size}, got shape {found.shape} of {found.dtype}."
+        )
+    return found
+
+
+def _is_finite(number: int | float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an integer that is no float
+        return False
+
+
 def check_number(
     name: str,
     value: object,
@@ -108,7 +148,7 @@ def check_number(
     if ok:
         # integers are compared as they are: large ones are no floats
         number: Any = value.item() if isinstance(value, np.generic) else value
-        ok = isinstance(number, int) or math.isfinite(number)
+        ok = integer or _is_finite(number)
         ok = ok and (number > low if open_low else number >= low) and (number < high if open_high else number <= high)
     if not ok:
         raise InvalidInputError(f"`{name}` must be {wanted}, got {shown(value)}.")

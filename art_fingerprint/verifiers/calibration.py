@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
-from art_fingerprint.core.checks import check_choice, check_number, shown
+from art_fingerprint.core.checks import check_choice, check_number, check_values, shown
 from art_fingerprint.exceptions import CalibrationError
 
 Direction = Literal["distance", "similarity"]
@@ -108,7 +108,8 @@ def empirical_p_value(value: float, references: Sequence[float], direction: Dire
 
     The chance of so extreme a value if the suspect were one more independent model; never below 1 / (R + 1).
     """
-    values = np.asarray(references, dtype=np.float64)
+    check_choice("direction", direction, ("distance", "similarity"))
+    values = check_values("references", references)
     as_close = (values <= value) if direction == "distance" else (values >= value)
     return float((1 + as_close.sum()) / (values.size + 1))
 

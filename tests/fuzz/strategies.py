@@ -106,7 +106,7 @@ def _odd(x: np.ndarray) -> list[Callable[[], Any]]:
         lambda: x[:2],
         lambda: x[:0],
         lambda: x[0],
-        lambda: x[:, :0],
+        lambda: x[..., :0],
         lambda: x[..., :-1],
         lambda: x[..., None],
         lambda: x.reshape(n, -1),
@@ -122,10 +122,18 @@ def _odd(x: np.ndarray) -> list[Callable[[], Any]]:
         lambda: x * 0,
         lambda: x * -1,
         lambda: x + 10,
-        lambda: np.broadcast_to(x[:1, ..., :1], (10**12, *x.shape[1:-1], 10**3)) if x.ndim > 1 else x,
-        lambda: np.broadcast_to(np.float32(0.5), (10**15,)),
         lambda: np.lib.stride_tricks.as_strided(x, (n, *x.shape[1:]), (0,) * x.ndim),
         lambda: np.void(b"1234"),
+    ]
+
+
+def _huge(x: np.ndarray) -> list[Callable[[], Any]]:
+    """Views whose shapes promise terabytes."""
+    return [
+        lambda: np.broadcast_to(x[:1], (10**12, *x.shape[1:])),
+        lambda: np.broadcast_to(x[:1, ..., :1], (1, *x.shape[1:-1], 10**12)) if x.ndim > 1 else x,
+        lambda: np.broadcast_to(x.flat[0], (10**15,)),
+        lambda: torch.zeros(1).expand(10**15),
     ]
 
 
@@ -137,11 +145,14 @@ def frozen(x: np.ndarray) -> np.ndarray:
 
 
 @st.composite
-def arrays(draw: st.DrawFn, good: np.ndarray) -> Any:
-    """Anything where an array like ``good`` is expected."""
+def arrays(draw: st.DrawFn, good: np.ndarray, huge: bool = True) -> Any:
+    """Anything where an array like ``good`` is expected.
+
+    :param huge: Also views of terabytes; not where every element has to be looked at.
+    """
     kind = draw(st.integers(0, 9))
     if kind < 6:
-        return draw(st.sampled_from(_odd(good)))()
+        return draw(st.sampled_from([*_odd(good), *(_huge(good) if huge else ())]))()
     if kind == 6:
         return draw(values)
     if kind == 7:
