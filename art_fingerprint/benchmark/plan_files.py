@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from art_fingerprint.benchmark.plan import Plan, plan_from
+from art_fingerprint.core.files import regular_file
 from art_fingerprint.exceptions import FingerprintError, InvalidInputError
 
 if sys.version_info >= (3, 11):
@@ -24,12 +24,10 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
 
     :raises InvalidInputError: the file cannot be read, or something in it is unknown or wrong.
     """
-    file = Path(path)
+    file = regular_file(path, "plan file")
     try:
         text = file.read_text(encoding="utf-8")
         found = tomllib.loads(text) if file.suffix == ".toml" else yaml.load(text, _Strict)  # noqa: S506 - a SafeLoader
-    except FileNotFoundError as error:
-        raise InvalidInputError(f"There is no plan file {file}.") from error
     except (OSError, ValueError, yaml.YAMLError, RecursionError, TypeError) as error:
         raise InvalidInputError(f"The plan {file} cannot be read: {error}") from error
     try:

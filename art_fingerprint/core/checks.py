@@ -99,7 +99,9 @@ def check_values(name: str, values: object, ndim: int = 1) -> np.ndarray:
     """Return finite numbers as a float64 array of so many axes and one element or more, or raise."""
     try:
         found = np.asarray(values)
-    except (TypeError, ValueError, RuntimeError):  # ragged lists, tensors on a device
+        if found.dtype.kind == "O" and all(isinstance(value, int | float) for value in found.flat):
+            found = found.astype(np.float64)  # integers beyond 64 bits
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # ragged lists, tensors on a device
         found = np.array(None)
     if found.dtype.kind not in "biuf" or found.ndim != ndim or not found.size or not np.isfinite(found).all():
         axes = "a list of" if ndim == 1 else f"an array with {ndim} axes of"

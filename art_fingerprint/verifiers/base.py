@@ -39,7 +39,7 @@ from art_fingerprint.exceptions import (
     NotExtractedError,
 )
 from art_fingerprint.verifiers.calibration import Rule, check_rule
-from art_fingerprint.verifiers.fingerprint import Fingerprint
+from art_fingerprint.verifiers.fingerprint import Fingerprint, check_facts, content_trusted
 from art_fingerprint.verifiers.measurement import Access as Access
 from art_fingerprint.verifiers.measurement import Chance, Measurement, Notes, measure
 from art_fingerprint.verifiers.measurement import Metric as Metric
@@ -309,9 +309,7 @@ class Verifier(abc.ABC):
         """
         if fingerprint.verifier != cls.__name__:
             raise FingerprintFileError(f"This fingerprint is for {fingerprint.verifier}, not for {cls.__name__}.")
-        unknown = set(fingerprint.params) - set(cls.verifier_params)
-        if unknown:
-            raise FingerprintFileError(f"The fingerprint has unknown parameters: {', '.join(sorted(unknown))}.")
+        check_facts(fingerprint, cls.verifier_params)
         try:
             verifier = cls(None, **fingerprint.params)
         except (FingerprintError, TypeError, ValueError) as error:
@@ -397,4 +395,5 @@ class Verifier(abc.ABC):
     def _pass(self, suspect: Suspect, fingerprint: Fingerprint) -> Measurement:
         self._notes = Notes()
         names = [m.name for m in self.metrics if self.wants(m.name)]
-        return measure(lambda client: self._score(client, fingerprint), suspect, self._notes, names, self.extras)
+        score = content_trusted(self._score, self._estimator is not None)
+        return measure(lambda client: score(client, fingerprint), suspect, self._notes, names, self.extras)

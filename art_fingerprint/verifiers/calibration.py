@@ -8,7 +8,7 @@ bound for one more independent model, ``fpr`` (ours) is a quantile of the refere
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -181,18 +181,43 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Calibration:
-        """Rebuild a calibration from :meth:`to_dict`."""
-        if data["rule"] not in RULES:
-            raise ValueError(f"unknown threshold rule {data['rule']!r}")
+        """Rebuild a calibration from :meth:`to_dict`.
+
+        :raises ValueError: something in it has another form, or a number is not finite or out of its range; or another
+            of the errors that come of reading what has another form.
+        """
+        if not isinstance(data["rule"], str) or data["rule"] not in RULES:
+            raise ValueError(f"unknown threshold rule {shown(data['rule'])}")
+        alpha, confidence = data["alpha"], data["confidence"]
+        rate = data.get("target_false_positive_rate", 0.05)  # files of the first versions lack it, and what follows
+        check_number("alpha", alpha, 0, 1, open_low=True)
+        check_number("confidence", confidence, 0.5, 1, open_high=True)
+        check_number("target_false_positive_rate", rate, 0, 1, open_high=True)
+        softened = data.get("softened")
+        references = {
+            str(name): tuple(_number(name, value) for value in scores) for name, scores in data["references"].items()
+        }
+        if len({len(scores) for scores in references.values()}) > 1:
+            raise ValueError("the metrics have scores of different numbers of references")
         return cls(
-            references={str(k): tuple(float(v) for v in values) for k, values in data["references"].items()},
-            thresholds={str(k): float(v) for k, v in data["thresholds"].items()},
+            references=references,
+            thresholds={str(name): _number(name, value) for name, value in data["thresholds"].items()},
             rule=data["rule"],
-            alpha=float(data["alpha"]),
-            confidence=float(data["confidence"]),
-            # files of the first versions lack these
-            target_false_positive_rate=float(data.get("target_false_positive_rate", 0.05)),
-            spaces={str(k): str(v) for k, v in data.get("spaces", {}).items()},
-            softened=None if data.get("softened") is None else cls.from_dict(data["softened"]),
-            digests={str(k): str(v) for k, v in data.get("digests", {}).items()},
+            alpha=float(alpha),
+            confidence=float(confidence),
+            target_false_positive_rate=float(rate),
+            spaces=_texts("spaces", data.get("spaces", {})),
+            softened=None if softened is None else cls.from_dict({**softened, "softened": None}),
+            digests=_texts("digests", data.get("digests", {})),
         )
+
+
+def _number(name: str, value: object) -> float:
+    check_number(f"threshold or reference of {name}", value)
+    return float(value)  # type: ignore[arg-type]
+
+
+def _texts(name: str, found: Mapping[str, object]) -> dict[str, str]:
+    if not all(isinstance(value, str) for value in found.values()):
+        raise ValueError(f"`{name}` must hold texts, got {shown(found)}")
+    return {key: str(value) for key, value in found.items()}

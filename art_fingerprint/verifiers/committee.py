@@ -20,7 +20,7 @@ from art_fingerprint.verifiers.base import Verifier
 from art_fingerprint.verifiers.calibration import Calibration, empirical_p_value
 from art_fingerprint.verifiers.committee_rates import floor_p_value, member_p_value, worst_case_rate
 from art_fingerprint.verifiers.committee_verdict import CommitteeVerdict
-from art_fingerprint.verifiers.fingerprint import Fingerprint
+from art_fingerprint.verifiers.fingerprint import Fingerprint, check_facts
 from art_fingerprint.verifiers.p_values import COMBINATIONS, Combination, combine_p_values, holm_adjusted, votes_p_value
 from art_fingerprint.verifiers.references import is_reference
 from art_fingerprint.verifiers.verdict import VOTES, Verdict, Vote, votes_needed
@@ -211,6 +211,7 @@ class CommitteeVerifier:
             raise FingerprintFileError(f"This fingerprint is for {fingerprint.verifier}, not for {cls.__name__}.")
         if fingerprint.calibration is not None:
             raise FingerprintFileError("A committee has no thresholds of its own: calibrate its members.")
+        check_facts(fingerprint, cls.verifier_params)
         import art_fingerprint.verifiers as verifiers  # which imports this module
 
         members = []

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import faulthandler
+import re
 import signal
+import sys
 import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from art.exceptions import EstimatorError
@@ -18,6 +21,8 @@ from art_fingerprint.exceptions import FingerprintError
 REFUSALS = (FingerprintError, ValueError, EstimatorError)
 #: What reading a file may cost beside a multiple of its size: parsers, messages, caches.
 FIXED_MEMORY = 4_000_000
+#: The same for the whole process, whose memory comes and goes in large pieces.
+FIXED_RESIDENT = 64_000_000
 
 
 class Hang(BaseException):
@@ -80,7 +85,11 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def memory_limit(size: int) -> Iterator[None]:
-    """Fail if a block takes more memory at a time than ten times ``size``, and a fixed amount."""
+    """Fail if a block takes more memory at a time than ten times ``size``, and a fixed amount.
+
+    What Python and NumPy ask for is counted; where the system tells it, also what the whole process touches.
+    """
+    before = _resident(reset=True)
     tracemalloc.start()
     try:
         yield
@@ -88,3 +97,15 @@ def memory_limit(size: int) -> Iterator[None]:
     finally:
         tracemalloc.stop()
     assert peak <= 10 * size + FIXED_MEMORY, f"{peak:,} bytes for an input of {size:,}"
+    grown = _resident() - before
+    assert grown <= 10 * size + FIXED_RESIDENT, f"{grown:,} bytes of the process for an input of {size:,}"
+
+
+def _resident(reset: bool = False) -> int:
+    """Return the largest resident memory of this process since it was reset; 0 where that is not known."""
+    if not sys.platform.startswith("linux"):
+        return 0
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    return 1024 * int(found[1]) if found else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -212,29 +213,36 @@ json_values: Strategy = st.recursive(
 )
 
 
+def _places(node: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every path of keys into nested dicts and lists."""
+    if not isinstance(node, dict | list):
+        return []
+    keys = list(node) if isinstance(node, dict) else range(len(node))
+    return [found for key in keys for found in ((*above, key), *_places(node[key], (*above, key)))]
+
+
 @st.composite
 def mutated(draw: st.DrawFn, tree: Any, replacement: Strategy = json_values) -> Any:
     """A copy of nested dicts and lists with one to three values replaced, removed, renamed or doubled."""
     tree = copy.deepcopy(tree)
     for _ in range(draw(st.integers(1, 3))):
-        node: Any = tree
-        while True:
-            keys = list(node) if isinstance(node, dict) else list(range(len(node)))
-            if not keys:
-                break
-            key = draw(st.sampled_from(keys))
-            if isinstance(node[key], dict | list) and node[key] and draw(st.integers(0, 3)):
-                node = node[key]
-                continue
-            kind = draw(st.sampled_from(["replace", "replace", "remove", "rename", "add"]))
-            if kind == "replace":
-                node[key] = draw(replacement)
-            elif kind == "remove":
-                del node[key]
-            elif isinstance(node, dict):
-                name = draw(st.text(max_size=8))
-                node[name] = node.pop(key) if kind == "rename" else draw(replacement)
-            else:
-                node.insert(0, draw(replacement))
-            break
+        places = _places(tree)
+        if not places:
+            return tree
+        *above, key = draw(st.sampled_from(places))
+        node = functools.reduce(lambda found, name: found[name], above, tree)
+        kind = draw(st.sampled_from(["number", "other", "remove", "rename", "add", "wrap"]))
+        if kind == "number":
+            node[key] = draw(st.sampled_from([*NUMBERS[:11], *NUMBERS[12:]]))
+        elif kind == "other":
+            node[key] = draw(replacement)
+        elif kind == "wrap":
+            node[key] = draw(st.sampled_from([[node[key]], {"a": node[key]}, str(node[key])]))
+        elif kind == "remove":
+            del node[key]
+        elif isinstance(node, dict):
+            name = draw(st.text(max_size=8))
+            node[name] = node.pop(key) if kind == "rename" else draw(replacement)
+        else:
+            node.insert(0, draw(replacement))
     return tree
