@@ -214,7 +214,9 @@ def _attacks(victim: str, spec: object, known: Mapping[str, AttackSetting]) -> d
 
 
 def _verifiers(victim: str, spec: object, known: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    entries = spec if isinstance(spec, Mapping) else dict.fromkeys(check_sequence("verifiers", spec))
+    entries = spec
+    if not isinstance(spec, Mapping):
+        entries = {_text("a verifier's name", name): None for name in check_sequence("verifiers", spec)}
     found: dict[str, Mapping[str, Any]] = {}
     for given, entry in entries.items():
         name = _text("a verifier's name", given)
@@ -225,7 +227,7 @@ def _verifiers(victim: str, spec: object, known: Mapping[str, Mapping[str, Any]]
         profile = params.pop("profile", None)
         if profile is None:
             start = known.get(name, {})
-        elif profile in kind.profiles:
+        elif isinstance(profile, str) and profile in kind.profiles:
             start = kind.profiles[profile]
         else:
             raise InvalidInputError(
@@ -311,7 +313,8 @@ def _described(preset: Preset) -> dict[str, Any]:
     given["attacks"] = {label: vars(setting) for label, setting in given["attacks"].items()}
     described: dict[str, Any] = as_json({"architecture": architecture_name(preset.architecture), **given})
     # JSON has no type for what a setting may hold beside plain values, an array say
-    return dict(json.loads(json.dumps(described, default=repr)))
+    with saying(f"victim {preset.name!r}"):
+        return dict(json.loads(json.dumps(described, default=repr)))
 
 
 def architecture_name(made: Callable[[], nn.Module]) -> str:

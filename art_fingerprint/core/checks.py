@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import reprlib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -14,6 +15,11 @@ from art.exceptions import EstimatorError
 from art_fingerprint.core.notices import warn_caller
 from art_fingerprint.exceptions import InvalidInputError
 
+# Of what is nested or shared again and again the whole text might fill the memory.
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel = 4
+_BRIEF.maxlist = _BRIEF.maxtuple = _BRIEF.maxdict = _BRIEF.maxset = _BRIEF.maxfrozenset = _BRIEF.maxarray = 10
+_BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 300
 # No list of names, models, weights or seeds is as long as this.
 _MOST_ITEMS = 1_000_000
 
@@ -159,7 +165,7 @@ def check_number(
 def shown(value: object) -> str:
     """Return a value as an error message shows it: shortened, and never an error of its own."""
     try:
-        text = repr(value)
+        text = _BRIEF.repr(value)
     except Exception:  # a number of thousands of digits, or an object whose repr fails
         text = f"an object of type {type(value).__name__}"
     return text if len(text) <= 300 else f"{text[:300]}..."
