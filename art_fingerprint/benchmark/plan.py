@@ -214,9 +214,8 @@ def _attacks(victim: str, spec: object, known: Mapping[str, AttackSetting]) -> d
 
 
 def _verifiers(victim: str, spec: object, known: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    entries = spec
-    if not isinstance(spec, Mapping):
-        entries = {_text("a verifier's name", name): None for name in check_sequence("verifiers", spec)}
+    listed = () if isinstance(spec, Mapping) else check_sequence("verifiers", spec)
+    entries = spec if isinstance(spec, Mapping) else {_text("a verifier's name", name): None for name in listed}
     found: dict[str, Mapping[str, Any]] = {}
     for given, entry in entries.items():
         name = _text("a verifier's name", given)

@@ -20,6 +20,7 @@ _BRIEF = reprlib.Repr()
 _BRIEF.maxlevel = 4
 _BRIEF.maxlist = _BRIEF.maxtuple = _BRIEF.maxdict = _BRIEF.maxset = _BRIEF.maxfrozenset = _BRIEF.maxarray = 10
 _BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 300
+_LARGEST_INTEGER = 2**63 - 1
 # No list of names, models, weights or seeds is as long as this.
 _MOST_ITEMS = 1_000_000
 
@@ -147,7 +148,12 @@ def check_number(
     open_low: bool = False,
     open_high: bool = False,
 ) -> None:
-    """Raise unless ``value`` is a finite number (an integer if asked) between the bounds; bools are not numbers."""
+    """Raise unless ``value`` is a finite number (an integer if asked) between the bounds; bools are not numbers.
+
+    Integers have 64 bits, also where ``high`` is infinite: torch and NumPy count with no others.
+    """
+    if integer and isinstance(value, int) and value > _LARGEST_INTEGER:
+        high = min(high, _LARGEST_INTEGER)
     kinds = (int, np.integer) if integer else (int, float, np.integer, np.floating)
     kind = "an integer" if integer else "a number"
     left, right = ("(" if open_low else "["), (")" if open_high else "]")

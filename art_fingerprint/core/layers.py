@@ -180,7 +180,7 @@ def resolve_layer(network: nn.Module, layer: str | int | None, example: Tensor) 
         names = stages(network)
         if not 1 <= layer <= len(names):
             raise LayerNotFoundError(
-                f"`layer`={layer}, but the network's stages are 1 to {len(names)}: {_listed(names)}."
+                f"`layer`={shown(layer)}, but the network's stages are 1 to {len(names)}: {_listed(names)}."
             )
         return names[layer - 1]
     known = dict(network.named_modules())

@@ -286,7 +286,7 @@ def forged(draw: st.DrawFn, whole: Fingerprint) -> Fingerprint:
                     lambda: array.astype(np.uint8),
                     lambda: array.astype(bool),
                     lambda: array.astype(np.float32) * np.nan,
-                    lambda: array * 0 + 10**6 if array.dtype != bool else ~array,
+                    lambda: array.astype(np.int64) * 0 + 10**6,
                     lambda: -array if array.dtype != bool else ~array,
                     lambda: np.zeros((2, 2), np.float32),
                     None,
