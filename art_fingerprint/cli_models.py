@@ -14,11 +14,12 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 
 import art_fingerprint.verifiers as verifiers
-from art_fingerprint.core.files import write_whole
+from art_fingerprint.core.files import regular_file, write_whole
+from art_fingerprint.core.parameters import strict_json
 from art_fingerprint.core.versions import versions
 from art_fingerprint.exceptions import InvalidInputError
 from art_fingerprint.verifiers.calibration import Calibration
-from art_fingerprint.verifiers.fingerprint import Fingerprint
+from art_fingerprint.verifiers.fingerprint import Fingerprint, check_facts
 from art_fingerprint.zoo.loading import (
     attack_class,
     check_parameters,
@@ -69,9 +70,10 @@ def verify(arguments: argparse.Namespace) -> bool | None:
     """Check a suspect, print the verdict, and return it."""
     fingerprint = Fingerprint.load(arguments.fingerprint)
     if arguments.thresholds is not None:
-        fingerprint.calibration = _calibration(arguments.thresholds)
+        fingerprint.calibration = load_thresholds(arguments.thresholds)
     named = arguments.verifier or fingerprint.verifier
     kind = verifier_class(named, own=arguments.verifier is not None, committee=True)
+    check_facts(fingerprint)
     low, high = fingerprint.facts["clip_values"]
     arguments.clip = arguments.clip or (low, high)
     arguments.nb_classes = arguments.nb_classes or fingerprint.facts["nb_classes"]
@@ -152,17 +154,15 @@ def _victim(arguments: argparse.Namespace) -> tuple[PyTorchClassifier, np.ndarra
     return _model(arguments, arguments.weights, x.shape[1:]), x, y
 
 
-def _calibration(path: Path) -> Calibration:
+def load_thresholds(path: Path) -> Calibration:
     """Return thresholds from JSON: those that ``extract --thresholds`` wrote, or metric name to number."""
+    path = regular_file(path, "thresholds file")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(data, dict) and "references" in data:
-            return Calibration.from_dict(data)
-        numbers = {str(name): float(value) for name, value in data.items()}
-    except FileNotFoundError as error:
-        raise InvalidInputError(f"There is no thresholds file {path}.") from error
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        data = strict_json(path.read_text(encoding="utf-8"))
+        if isinstance(data, dict) and "references" not in data:
+            data = {"references": {}, "thresholds": data, "rule": "extreme", "alpha": 1.0, "confidence": 0.99}
+        return Calibration.from_dict(data)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, OSError) as error:
         raise InvalidInputError(
             f"{path} holds no thresholds: JSON with metric names and numbers, or a calibration, is needed ({error})."
         ) from error
-    return Calibration(references={}, thresholds=numbers)

@@ -16,11 +16,17 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from art.estimators.classification import PyTorchClassifier  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 from art_fingerprint.testing.models import TinyCNN as TinyCNN  # noqa: E402
 from art_fingerprint.testing.models import wrapped as wrap  # noqa: E402
 
 torch.set_num_threads(1)
+# The same cases in every run; tests/fuzz/generated.py says how many.
+settings.register_profile(
+    "fuzz", derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck), print_blob=False
+)
+settings.load_profile("fuzz")
 
 
 @pytest.fixture

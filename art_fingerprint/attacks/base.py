@@ -18,7 +18,7 @@ from torch import nn
 
 from art_fingerprint.attacks.substitute import StreamedSet
 from art_fingerprint.attacks.substitute import SubstituteSet as SubstituteSet  # where attacks look for it
-from art_fingerprint.core.checks import check_flag, check_images, check_labels, check_number, check_seed
+from art_fingerprint.core.checks import check_flag, check_images, check_labels, check_number, check_seed, shown
 from art_fingerprint.core.classifier import (
     check_classifier,
     clone_classifier,
@@ -267,7 +267,7 @@ class RemovalAttack(Attack):
         check_number("batch_size", self.batch_size, 1, integer=True)
         check_flag("hflip", self.hflip)
         if self.callback is not None and not callable(self.callback):
-            raise InvalidInputError(f"`callback` must be callable or None, got {self.callback!r}.")
+            raise InvalidInputError(f"`callback` must be callable or None, got {shown(self.callback)}.")
         check_number("callback_interval", self.callback_interval, 1, integer=True)
         check_seed(self.seed)
         check_flag("verbose", self.verbose)

@@ -12,7 +12,7 @@ from art.summary_writer import SummaryWriter
 from torch import nn
 
 from art_fingerprint.attacks.base import RemovalAttack, SubstituteSet, SurrogateCallback
-from art_fingerprint.core.checks import check_sequence
+from art_fingerprint.core.checks import check_sequence, shown
 from art_fingerprint.core.classifier import network_of
 from art_fingerprint.core.seeding import derive_seed, forked_random_state
 from art_fingerprint.exceptions import InvalidInputError
@@ -200,7 +200,7 @@ def _named(entry: Any) -> tuple[type[RemovalAttack], Mapping[str, Any]]:
     pair = tuple(entry) if isinstance(entry, tuple | list) else ()
     if len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], Mapping):
         raise InvalidInputError(
-            f"`attacks` must hold attack objects or pairs (class name, mapping of parameters), got {entry!r}."
+            f"`attacks` must hold attack objects or pairs (class name, mapping of parameters), got {shown(entry)}."
         )
     name, params = pair
     known: dict[str, type[RemovalAttack]] = {}
@@ -210,7 +210,7 @@ def _named(entry: Any) -> tuple[type[RemovalAttack], Mapping[str, Any]]:
         if not inspect.isabstract(kind):
             known.setdefault(kind.__name__, kind)
     if name not in known:
-        raise InvalidInputError(f"`attacks`: there is no attack {name!r}; known are {', '.join(sorted(known))}.")
+        raise InvalidInputError(f"`attacks`: there is no attack {shown(name)}; known are {', '.join(sorted(known))}.")
     accepted = [*known[name].attack_params, "summary_writer"]
     unknown = sorted(set(map(str, params)) - set(accepted))
     if unknown:

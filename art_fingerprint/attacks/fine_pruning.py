@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from art_fingerprint.attacks.base import SubstituteSet, SurrogateCallback
 from art_fingerprint.attacks.soft_tuning import SoftTuningAttack
 from art_fingerprint.core.chains import ChannelChain, chain_from
-from art_fingerprint.core.checks import check_number
+from art_fingerprint.core.checks import check_number, shown
 from art_fingerprint.core.classifier import network_of
 from art_fingerprint.core.layers import resolve_layer, stages
 from art_fingerprint.core.notices import warn_caller
@@ -149,7 +149,7 @@ class FinePruningAttack(SoftTuningAttack):
         super()._check_params()
         check_number("ratio", self.ratio, 0, 1, open_high=True)
         if self.layer is not None and (isinstance(self.layer, bool) or not isinstance(self.layer, str | int)):
-            raise InvalidInputError(f"`layer` must be a layer name, a stage number or None, got {self.layer!r}.")
+            raise InvalidInputError(f"`layer` must be a layer name, a stage number or None, got {shown(self.layer)}.")
 
     def _check_data(self, data: SubstituteSet, network: nn.Module) -> None:
         super()._check_data(data, network)

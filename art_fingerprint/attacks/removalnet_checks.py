@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from art_fingerprint.attacks import removalnet_terms as terms
 from art_fingerprint.attacks.removalnet_run import check_start
-from art_fingerprint.core.checks import check_choice, check_flag, check_number, check_sequence
+from art_fingerprint.core.checks import check_choice, check_flag, check_number, check_sequence, shown
 from art_fingerprint.exceptions import InvalidInputError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def check_parameters(attack: RemovalNetAttack) -> None:
     :raises InvalidInputError: a bad value.
     """
     if attack.layer is not None and (isinstance(attack.layer, bool) or not isinstance(attack.layer, str | int)):
-        raise InvalidInputError(f"`layer` must be a layer name, a stage number or None, got {attack.layer!r}.")
+        raise InvalidInputError(f"`layer` must be a layer name, a stage number or None, got {shown(attack.layer)}.")
     weights = ("alpha", "beta", "gamma", "log_weight", "weight_repulsion", "error_repair")
     for name in (*weights, "inner_lr", "learning_rate", "momentum", "weight_decay"):
         check_number(name, getattr(attack, name), 0)
@@ -34,7 +34,7 @@ def check_parameters(attack: RemovalNetAttack) -> None:
     for weight in attack.grid:
         check_number("grid", weight, 0, 1, open_low=True)
     if not attack.grid or list(attack.grid) != sorted(set(attack.grid)):
-        raise InvalidInputError(f"`grid` must hold ascending weights in (0, 1], got {attack.grid!r}.")
+        raise InvalidInputError(f"`grid` must hold ascending weights in (0, 1], got {shown(attack.grid)}.")
     check_number("lr_horizon", attack.lr_horizon, 1)
     check_number("max_iter", attack.max_iter, 1, integer=True)
     if attack.subset_ratio is not None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from art_fingerprint.attacks import removalnet_terms as terms
 from art_fingerprint.attacks.base import SubstituteSet
 from art_fingerprint.attacks.removalnet_adaptive import AdaptiveTerms
+from art_fingerprint.core.checks import shown
 from art_fingerprint.core.classifier import LogitsNetwork
 from art_fingerprint.core.cut import LayerCut
 from art_fingerprint.core.frozen_cut import FrozenCut
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 def check_start(surrogate: object, victim: PyTorchClassifier) -> None:
     """Refuse what a run cannot start from instead of the victim."""
     if not isinstance(surrogate, PyTorchClassifier):
-        raise InvalidInputError(f"`surrogate` must be a PyTorchClassifier or None, got {surrogate!r}.")
+        raise InvalidInputError(f"`surrogate` must be a PyTorchClassifier or None, got {shown(surrogate)}.")
     for fact in ("input_shape", "nb_classes"):
         if getattr(surrogate, fact) != getattr(victim, fact):
             raise InvalidInputError(

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, get_args
 
 from torch import nn
 
-from art_fingerprint.core.checks import check_number, check_seed, check_sequence
+from art_fingerprint.core.checks import check_number, check_seed, check_sequence, shown
 from art_fingerprint.core.parameters import as_json
 from art_fingerprint.core.taps import near_names
 from art_fingerprint.exceptions import FingerprintError, InvalidInputError
@@ -19,6 +19,7 @@ from art_fingerprint.zoo.loading import load_network, verifier_class
 from art_fingerprint.zoo.presets import PRESETS, AttackSetting, Preset, Source, load_preset
 from art_fingerprint.zoo.recipes import Recipe
 
+_MOST_SEEDS = 100_000
 _PLAN_KEYS = ("seeds", "victims", "attacks", "verifiers")
 _VICTIM_KEYS = ("preset", *(f.name for f in fields(Preset) if f.name != "name"))
 
@@ -55,7 +56,13 @@ class Plan:
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def __post_init__(self) -> None:
-        names = [preset.name for preset in self.presets]
+        presets = check_sequence("presets", self.presets)
+        for preset in presets:
+            if not isinstance(preset, Preset):
+                raise InvalidInputError(f"`presets` must hold presets, got {shown(preset)}.")
+            _text("a preset's name", preset.name)
+        object.__setattr__(self, "presets", presets)
+        names = [preset.name for preset in presets]
         if not names or len(set(names)) < len(names):
             raise InvalidInputError(f"A plan needs one or more victims of different names, got {names}.")
         object.__setattr__(self, "seeds", _seeds(self.seeds))
@@ -88,10 +95,10 @@ class Plan:
         """
         presets = self.presets
         if attacks is not None:
-            labels = list(attacks)
+            labels = check_sequence("attacks", attacks)
             presets = tuple(replace(p, attacks=_attacks(p.name, labels, p.attacks)) for p in presets)
         if verifiers is not None:
-            names = list(verifiers)
+            names = check_sequence("verifiers", verifiers)
             presets = tuple(replace(p, verifiers=_verifiers(p.name, names, p.verifiers)) for p in presets)
         return Plan(presets, self.seeds)
 
@@ -125,7 +132,7 @@ def plan_from(data: object) -> Plan:
         victims = {_text("a victim's name", name): None for name in victims}
     if not isinstance(victims, Mapping) or not victims:
         raise InvalidInputError(
-            f"`victims` must name one or more victims, presets are {', '.join(PRESETS)}; got {victims!r}."
+            f"`victims` must name one or more victims, presets are {', '.join(PRESETS)}; got {shown(victims)}."
         )
     presets = tuple(_preset(_text("a victim's name", name), entry, content) for name, entry in victims.items())
     return Plan(presets, _seeds(content.get("seeds", 3)))
@@ -195,15 +202,20 @@ def _attacks(victim: str, spec: object, known: Mapping[str, AttackSetting]) -> d
             step=given.get("step", base.step if base else None),
         )
         if setting.source not in get_args(Source):
-            raise InvalidInputError(f"`source` of {where} must be one of {get_args(Source)}, got {setting.source!r}.")
+            raise InvalidInputError(
+                f"`source` of {where} must be one of {get_args(Source)}, got {shown(setting.source)}."
+            )
         if not isinstance(setting.true_labels, bool):
-            raise InvalidInputError(f"`true_labels` of {where} must be true or false, got {setting.true_labels!r}.")
+            raise InvalidInputError(
+                f"`true_labels` of {where} must be true or false, got {shown(setting.true_labels)}."
+            )
         found[_text("an attack's label", label)] = setting
     return found
 
 
 def _verifiers(victim: str, spec: object, known: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    entries = spec if isinstance(spec, Mapping) else dict.fromkeys(check_sequence("verifiers", spec))
+    listed = () if isinstance(spec, Mapping) else check_sequence("verifiers", spec)
+    entries = spec if isinstance(spec, Mapping) else {_text("a verifier's name", name): None for name in listed}
     found: dict[str, Mapping[str, Any]] = {}
     for given, entry in entries.items():
         name = _text("a verifier's name", given)
@@ -214,10 +226,12 @@ def _verifiers(victim: str, spec: object, known: Mapping[str, Mapping[str, Any]]
         profile = params.pop("profile", None)
         if profile is None:
             start = known.get(name, {})
-        elif profile in kind.profiles:
+        elif isinstance(profile, str) and profile in kind.profiles:
             start = kind.profiles[profile]
         else:
-            raise InvalidInputError(f"`profile` of {where} must be one of {', '.join(kind.profiles)}, got {profile!r}.")
+            raise InvalidInputError(
+                f"`profile` of {where} must be one of {', '.join(kind.profiles)}, got {shown(profile)}."
+            )
         if name in found:
             raise InvalidInputError(f"Victim {victim!r} has {name} twice.")
         found[name] = {**start, **params}
@@ -238,25 +252,16 @@ def _chosen(victim: str, wanted: object, known: Mapping[str, AttackSetting]) -> 
 
 def _recipe(where: str, entry: object, base: Recipe | None) -> Recipe:
     given = dict(_mapping(where, entry, [f.name for f in fields(Recipe)]))
-    for f in fields(Recipe):
-        if f.name in given and f.name != "stage_divisors":
-            with saying(where):
-                check_number(f.name, given[f.name], 0, integer=f.type == "int")
-    if "stage_divisors" in given:
-        divisors = check_sequence("stage_divisors", given["stage_divisors"])
-        if len(divisors) != 3 or not all(isinstance(d, int | float) and d > 0 for d in divisors):
-            raise InvalidInputError(f"`stage_divisors` in {where} must be three positive numbers, got {divisors!r}.")
-        given["stage_divisors"] = divisors
     needed = [name for name in ("learning_rate", "max_iter") if base is None and name not in given]
     if needed:
         raise InvalidInputError(f"{where} lacks {', '.join(needed)}.")
-    return Recipe(**given) if base is None else replace(base, **given)
+    with saying(where):
+        return Recipe(**given) if base is None else replace(base, **given)
 
 
 def _seeds(value: object) -> tuple[int, ...]:
     if isinstance(value, int) and not isinstance(value, bool):
-        if value < 1:
-            raise InvalidInputError(f"`seeds` must be at least 1, got {value}.")
+        check_number("seeds", value, 1, _MOST_SEEDS, integer=True)
         return tuple(range(value))
     seeds = check_sequence("seeds", value)
     for seed in seeds:
@@ -277,10 +282,10 @@ def saying(where: str) -> Iterator[None]:
 
 def _mapping(where: str, value: object, known: Iterable[str] | None = None) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise InvalidInputError(f"{where} must be a mapping, got {value!r}.")
+        raise InvalidInputError(f"{where} must be a mapping, got {shown(value)}.")
     for key in value:
         if not isinstance(key, str):
-            raise InvalidInputError(f"{where} has the key {key!r}; names are needed.")
+            raise InvalidInputError(f"{where} has the key {shown(key)}; names are needed.")
         if known is not None and key not in known:
             _unknown(f"key of {where}", key, known)
     return value
@@ -295,7 +300,7 @@ def _unknown(what: str, name: str, known: Iterable[str]) -> NoReturn:
 
 def _text(what: str, value: object) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise InvalidInputError(f"{what} must be a name, got {value!r}.")
+        raise InvalidInputError(f"{what} must be a name, got {shown(value)}.")
     return value
 
 
@@ -307,7 +312,8 @@ def _described(preset: Preset) -> dict[str, Any]:
     given["attacks"] = {label: vars(setting) for label, setting in given["attacks"].items()}
     described: dict[str, Any] = as_json({"architecture": architecture_name(preset.architecture), **given})
     # JSON has no type for what a setting may hold beside plain values, an array say
-    return dict(json.loads(json.dumps(described, default=repr)))
+    with saying(f"victim {preset.name!r}"):
+        return dict(json.loads(json.dumps(described, default=repr)))
 
 
 def architecture_name(made: Callable[[], nn.Module]) -> str:

@@ -21,27 +21,20 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from art_fingerprint.benchmark.rows import ADDED_KEYS as ADDED_KEYS
+from art_fingerprint.benchmark.rows import KEYS as KEYS
+from art_fingerprint.benchmark.rows import STATUSES as STATUSES
+from art_fingerprint.benchmark.rows import check_row
+from art_fingerprint.core.checks import shown
 from art_fingerprint.core.classifier import network_of
 from art_fingerprint.core.digests import network_digest
-from art_fingerprint.core.files import write_whole
+from art_fingerprint.core.files import regular_file, write_whole
 from art_fingerprint.exceptions import FingerprintFileError, InvalidInputError, StoreError
 from art_fingerprint.verifiers.fingerprint import Fingerprint
 from art_fingerprint.zoo.loading import save_weights
 
 ROWS = "rows.jsonl"
 PLAN = "plan.json"
-# What readers of rows rely on.
-KEYS = (
-    *("key", "preset", "dataset", "victim", "suspect", "role", "attack", "attack_params", "seed"),
-    *("verifier", "verifier_params", "metrics", "derived", "accuracy", "accuracy_drop", "agreement"),
-    *("attack_seconds", "verify_seconds", "queries", "status", "reason", "versions", "device"),
-)
-# What rows of earlier versions lack: `cost` is the attack's account (CostMeter), null where there is none; `robustness`
-# is attack name to `Robustness`; `model` and `fingerprint` name files of the folder; `traceback` is that of a failure;
-# `data` is the data set's digest, `finished_seconds` the Unix time at which the row was known.
-ADDED_KEYS = ("cost", "robustness", "model", "fingerprint", "traceback", "data", "finished_seconds")
-#: What a row says about its cell: done, impossible by nature (with the reason), or failed (with the error).
-STATUSES = ("ok", "skipped", "failed")
 
 _ABANDONED_SECONDS = 3600.0
 
@@ -62,10 +55,13 @@ def read_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     :raises InvalidInputError: there are no rows, or a line is not a JSON object with all of :data:`KEYS`.
     """
-    path = Path(folder) / ROWS
     try:
-        content = path.read_bytes()
-    except OSError as error:
+        path = Path(folder) / ROWS
+    except TypeError as error:
+        raise InvalidInputError(f"The folder of a run is needed, got {shown(folder)}.") from error
+    try:
+        content = regular_file(path, "file of result rows").read_bytes()
+    except (OSError, InvalidInputError) as error:
         raise InvalidInputError(f"No result rows can be read from {path}: {error}.") from error
     return _parsed(content, path, 1)
 
@@ -80,11 +76,14 @@ def _parsed(content: bytes, path: Path, first: int) -> list[dict[str, Any]]:
             raise InvalidInputError(f"No result rows can be read from {path}: line {number}: {error}.") from error
         except (ValueError, RecursionError) as error:
             raise InvalidInputError(f"Line {number} of {path} is not JSON: {error}.") from error
-        if not isinstance(row, dict):
-            raise InvalidInputError(f"Line {number} of {path} is not a JSON object.")
-        missing = [key for key in KEYS if key not in row]
-        if missing:
-            raise InvalidInputError(f"Line {number} of {path} is not a result row: it has no {', '.join(missing)}.")
+        if (
+            b"\\ud" in line.lower()
+        ):  # halves of characters, as in names of files that are no text: nothing can write them
+            row = json.loads(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace"))
+        try:
+            check_row(row)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"Line {number} of {path} cannot be used: {error}.") from error
         rows.append(row)
     return rows
 

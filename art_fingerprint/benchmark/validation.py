@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from art.estimators.classification import PyTorchClassifier
@@ -11,14 +11,14 @@ from torch import nn
 
 from art_fingerprint.benchmark.plan import saying
 from art_fingerprint.core.adversarial import evasion
-from art_fingerprint.core.checks import check_choice, check_number, check_seed
+from art_fingerprint.core.checks import check_choice, check_flag, check_number, check_seed, shown
 from art_fingerprint.core.classifier import LogitsNetwork, evaluating
 from art_fingerprint.core.layers import resolve_layer
 from art_fingerprint.exceptions import InvalidInputError
 from art_fingerprint.verifiers.calibration import check_rule
 from art_fingerprint.zoo.loading import attack_class, check_parameters, verifier_class
 from art_fingerprint.zoo.preset import KNOWN, NEGATIVES, OTHER_DATA_REFERENCE, REFERENCE
-from art_fingerprint.zoo.presets import AttackSetting, Preset
+from art_fingerprint.zoo.presets import AttackSetting, Preset, Source
 from art_fingerprint.zoo.recipes import Recipe
 
 RESERVED_LABELS = ("Victim", REFERENCE, OTHER_DATA_REFERENCE, KNOWN, *NEGATIVES.values())
@@ -45,10 +45,13 @@ def check_preset(preset: Preset, classifier: PyTorchClassifier) -> None:
     if not preset.verifiers:
         raise InvalidInputError(f"{victim} has no verifiers.")
     for label, setting in preset.attacks.items():
+        if not isinstance(setting, AttackSetting):
+            raise InvalidInputError(f"`attacks` of {victim} must hold AttackSettings, got {shown(setting)}.")
         if label in RESERVED_LABELS:
             raise InvalidInputError(f"{victim} has an attack {label!r}: rows of this name are those of other models.")
         with saying(f"{victim}, attack {label!r}"):
             kind = attack_class(setting.attack)
+            _check_mapping("params", setting.params)
             check_parameters(kind, setting.params)
             _reserved(setting.params)
             kind(classifier, seed=0, **setting.params)._check_params()
@@ -57,12 +60,14 @@ def check_preset(preset: Preset, classifier: PyTorchClassifier) -> None:
     for name, params in preset.verifiers.items():
         with saying(f"{victim}, {name}"):
             judge = verifier_class(name)
+            _check_mapping("params", params)
             check_parameters(judge, params)
             judge(classifier, **params)._check_params()
             if params.get("layer") != "auto":
                 _check_layer(params.get("layer"), classifier)
     for name, params in preset.robustness.items():
         with saying(f"{victim}, robustness under {name!r}"):
+            _check_mapping("params", params)
             evasion(name, **params)
 
 
@@ -70,22 +75,25 @@ def _check_numbers(preset: Preset) -> None:
     check_number("subset_ratio", preset.subset_ratio, 0, 1, open_low=True)
     check_number("nb_references", preset.nb_references, 1, integer=True)
     check_number("nb_robustness", preset.nb_robustness, 1, integer=True)
-    check_seed(preset.victim_seed)
+    check_seed(preset.victim_seed, "victim_seed")
     for name in ("threads", "nb_negatives"):
         if getattr(preset, name) is not None:
             check_number(name, getattr(preset, name), 1 if name == "threads" else 0, integer=True)
     for name in ("attacks", "verifiers", "robustness", "calibration", "dataset_options", "held_out_noise"):
-        if not isinstance(getattr(preset, name), Mapping):
-            raise InvalidInputError(f"`{name}` must be a mapping, got {getattr(preset, name)!r}.")
+        _check_mapping(name, getattr(preset, name))
     for name in ("victim_recipe", "negative_recipe"):
         if not isinstance(getattr(preset, name), Recipe):
-            raise InvalidInputError(f"`{name}` must be a Recipe, got {getattr(preset, name)!r}.")
-
+            raise InvalidInputError(f"`{name}` must be a Recipe, got {shown(getattr(preset, name))}.")
     if noise := preset.held_out_noise:
         if set(noise) != {"copies", "std"}:
             raise InvalidInputError(f"`held_out_noise` needs `copies` and `std`, and has {', '.join(noise)}.")
         check_number("copies of `held_out_noise`", noise["copies"], 1, integer=True)
         check_number("std of `held_out_noise`", noise["std"], 0, open_low=True)
+
+
+def _check_mapping(name: str, value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise InvalidInputError(f"`{name}` must be a mapping, got {shown(value)}.")
 
 
 def check_independents(preset: Preset) -> None:
@@ -95,7 +103,7 @@ def check_independents(preset: Preset) -> None:
     if preset.negatives is None:
         return
     if not isinstance(preset.negatives, Mapping):
-        raise InvalidInputError(f"`negatives` must be a mapping, got {preset.negatives!r}.")
+        raise InvalidInputError(f"`negatives` must be a mapping, got {shown(preset.negatives)}.")
     if preset.nb_negatives is not None:
         raise InvalidInputError("`negatives` and `nb_negatives` both count the negatives: leave one out.")
     for kind, count in preset.negatives.items():
@@ -150,6 +158,8 @@ def _check_layer(layer: object, classifier: PyTorchClassifier) -> None:
 
 
 def _check_setting(setting: AttackSetting) -> None:
+    check_choice("source", setting.source, get_args(Source))
+    check_flag("true_labels", setting.true_labels)
     if setting.ratio is not None:
         check_number("ratio", setting.ratio, 0, 1, open_low=True)
         if setting.source == "train":

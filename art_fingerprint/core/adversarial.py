@@ -22,7 +22,15 @@ from art.exceptions import EstimatorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from art_fingerprint.core.checks import check_choice, check_flag, check_images, check_labels, check_number, check_seed
+from art_fingerprint.core.checks import (
+    check_choice,
+    check_flag,
+    check_images,
+    check_labels,
+    check_number,
+    check_seed,
+    shown,
+)
 from art_fingerprint.core.classifier import LogitsNetwork, check_classifier, clip_bounds, guarded
 from art_fingerprint.core.deepfool import deepfool
 from art_fingerprint.core.outputs import OutputKind
@@ -45,7 +53,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 _COMPOSED = ("MultiAttack", "LGV")
 # What our own DeepFool takes beyond torchattacks' parameters.
 _OWN_PARAMS = {"DeepFool": ("nb_candidates",)}
-_LENGTHS = ("eps", "alpha", "max_epsilon")
+_LENGTHS = ("eps", "alpha", "max_epsilon", "overshoot")
 
 ArtFactory: TypeAlias = Callable[[PyTorchClassifier], EvasionAttack]
 
@@ -78,6 +86,8 @@ class Evasion:
         check_choice("eps_space", self.eps_space, EPS_SPACES)
         check_choice("engine", self.engine, ENGINES)
         accepted = _parameters(self.name)
+        if not isinstance(self.params, Mapping):
+            raise InvalidInputError(f"`params` must be a mapping, got {shown(self.params)}.")
         own = _OWN_PARAMS.get(self.name, ()) if self.engine == "auto" else ()
         unknown = [name for name in self.params if name not in (*accepted, *own)]
         if unknown:
@@ -91,13 +101,13 @@ class Evasion:
                 f"engine={self.engine!r}."
             )
         merged = {**accepted, **DEFAULTS.get(self.name, {}), **self.params}
-        for name in _LENGTHS:
-            if name in merged:
-                check_number(name, merged[name], 0, open_low=True)
-        if "steps" in merged:
-            check_number("steps", merged["steps"], 1, integer=True)
-        if "random_start" in merged:
-            check_flag("random_start", merged["random_start"])
+        for name in merged:
+            if name in _LENGTHS:
+                check_number(name, merged[name], 0, open_low=name != "overshoot")
+            elif name == "steps" or (name == "nb_candidates" and merged[name] is not None):
+                check_number(name, merged[name], 1, integer=True)
+            elif name == "random_start":
+                check_flag(name, merged[name])
         object.__setattr__(self, "params", merged)
 
     def describe(self) -> dict[str, Any]:
@@ -191,7 +201,7 @@ def evasion(attack: object, **params: Any) -> Evasion | EvasionAttack | ArtFacto
     if not (isinstance(attack, Evasion | EvasionAttack) or (callable(attack) and not inspect.isclass(attack))):
         raise InvalidInputError(
             "`attack` must be the name of a torchattacks class, an Evasion, an ART EvasionAttack, or a function that "
-            f"makes one for a classifier, got {attack!r}."
+            f"makes one for a classifier, got {shown(attack)}."
         )
     if params:
         raise InvalidInputError(f"Parameters {', '.join(params)} go with the name of an attack only.")
@@ -251,12 +261,12 @@ def adversarial_examples(
     images = check_images(x, tuple(classifier.input_shape))
     if images.min() < low - 1e-6 or images.max() > high + 1e-6:
         raise InvalidInputError(
-            f"Images lie in [{images.min():g}, {images.max():g}], outside the classifier's clip_values ({low:g}, "
+            f"`x` lies in [{images.min():g}, {images.max():g}], outside the classifier's clip_values ({low:g}, "
             f"{high:g}): scale them, or give the classifier its true range."
         )
     labels = check_labels(y, len(images), classifier.nb_classes)
     if not isinstance(attack, Evasion):
-        return _by_art(attack, classifier, images, labels, seed, low, high)
+        return _by_art(attack, classifier, images, labels, seed)
     view = check_classifier(classifier)
     if not view.preprocess.differentiable:
         raise InvalidInputError(
@@ -309,13 +319,7 @@ def _kind(view: LogitsNetwork, images: np.ndarray, outputs: OutputKind, batch_si
 
 
 def _by_art(
-    attack: EvasionAttack | ArtFactory,
-    classifier: PyTorchClassifier,
-    images: np.ndarray,
-    labels: np.ndarray,
-    seed: int,
-    low: float,
-    high: float,
+    attack: EvasionAttack | ArtFactory, classifier: PyTorchClassifier, images: np.ndarray, labels: np.ndarray, seed: int
 ) -> np.ndarray:
     own = _bound(attack, classifier)
     name = type(own).__name__
@@ -330,7 +334,7 @@ def _by_art(
             raise InvalidInputError(f"ART's {name} failed: {type(error).__name__}: {error}") from error
     if found.shape != images.shape:
         raise InvalidInputError(f"ART's {name} returned shape {found.shape} for images of shape {images.shape}.")
-    return _finite(np.clip(found.astype(np.float32), low, high), name)
+    return _finite(np.clip(found.astype(np.float32), *clip_bounds(classifier)), name)
 
 
 def _bound(attack: EvasionAttack | ArtFactory, classifier: PyTorchClassifier) -> EvasionAttack:
@@ -366,27 +370,23 @@ def _torchattacks_class(name: object) -> type:
     import torchattacks
     from torchattacks.attack import Attack
 
-    found = getattr(torchattacks, name, None) if isinstance(name, str) else None
-    if inspect.isclass(found) and issubclass(found, Attack) and found is not Attack and name not in _COMPOSED:
-        return found
-    known = [
-        key
+    known = {
+        key: value
         for key, value in vars(torchattacks).items()
         if inspect.isclass(value) and issubclass(value, Attack) and value is not Attack and key not in _COMPOSED
-    ]
-    near = near_names(known, str(name)) or sorted(set(known) & {str(name).upper()})
+    }
+    given = name if isinstance(name, str) else ""
+    if given in known:
+        return known[given]
+    near = near_names(known, given) or sorted({*known} & {given.upper()})
     hint = f" Near names: {', '.join(near)}." if near else f" It has {', '.join(sorted(known))}."
-    raise InvalidInputError(f"torchattacks has no attack {name!r} on a single model.{hint}")
+    raise InvalidInputError(f"torchattacks has no attack {shown(name)} on a single model.{hint}")
 
 
 def _parameters(name: str) -> dict[str, Any]:
     """Return a torchattacks class's constructor arguments with their defaults."""
-    signature = inspect.signature(_torchattacks_class(name))
-    return {
-        key: parameter.default
-        for key, parameter in signature.parameters.items()
-        if parameter.default is not inspect.Parameter.empty
-    }
+    known = inspect.signature(_torchattacks_class(name)).parameters
+    return {key: found.default for key, found in known.items() if found.default is not found.empty}
 
 
 def _is_plain(value: object) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Collection, Iterable
+import reprlib
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,15 @@ from art.exceptions import EstimatorError
 
 from art_fingerprint.core.notices import warn_caller
 from art_fingerprint.exceptions import InvalidInputError
+
+# Of what is nested or shared again and again the whole text might fill the memory.
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel = 4
+_BRIEF.maxlist = _BRIEF.maxtuple = _BRIEF.maxdict = _BRIEF.maxset = _BRIEF.maxfrozenset = _BRIEF.maxarray = 10
+_BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 300
+_LARGEST_INTEGER = 2**63 - 1
+# No list of names, models, weights or seeds is as long as this.
+_MOST_ITEMS = 1_000_000
 
 
 def check_images(x: object, input_shape: tuple[int, ...], clip_values: object = None, name: str = "x") -> np.ndarray:
@@ -38,8 +49,14 @@ def check_images(x: object, input_shape: tuple[int, ...], clip_values: object = 
             f"`{name}` has dtype {x.dtype}; float32 images in the classifier's clip_values are needed. Scale integer "
             "images first, e.g. (x / 255).astype(np.float32)."
         )
-    x = np.require(x, np.float32, ["C", "W"])  # torch warns of read-only arrays
-    bad = int((~np.isfinite(x)).sum())
+    try:
+        x = np.require(x, np.float32, ["C", "W"])  # torch warns of read-only arrays
+        bad = int((~np.isfinite(x)).sum())
+    except MemoryError as error:
+        raise InvalidInputError(
+            f"`{name}` of shape {x.shape} does not fit in memory; pass fewer samples, or a DataGenerator where one is "
+            "taken."
+        ) from error
     if bad:
         raise InvalidInputError(f"`{name}` has {bad} NaN or infinite values; remove or repair those samples.")
     if clip_values is not None:
@@ -85,6 +102,42 @@ def check_labels(y: object, n: int, nb_classes: int, name: str = "y") -> np.ndar
     return labels
 
 
+def check_values(name: str, values: object, ndim: int = 1) -> np.ndarray:
+    """Return finite numbers as a float64 array of so many axes and one element or more, or raise."""
+    try:
+        found = np.asarray(values)
+        if found.dtype.kind == "O" and all(isinstance(value, int | float) for value in found.flat):
+            found = found.astype(np.float64)  # integers beyond 64 bits
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # ragged lists, tensors on a device
+        found = np.array(None)
+    if found.dtype.kind not in "biuf" or found.ndim != ndim or not found.size or not np.isfinite(found).all():
+        axes = "a list of" if ndim == 1 else f"an array with {ndim} axes of"
+        raise InvalidInputError(f"`{name}` must be {axes} one or more finite numbers, got {shown(values)}.")
+    return found.astype(np.float64)
+
+
+def check_groups(name: str, values: object, n: int | None = None) -> np.ndarray:
+    """Return what tells groups of samples apart, whole numbers or texts, as an array ``(n,)``, or raise."""
+    try:
+        found = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError):
+        found = np.array(None)
+    texts = found.dtype.kind == "O" and all(isinstance(value, str) for value in found.flat)
+    if not (texts or found.dtype.kind in "biuUS") or found.ndim != 1 or len(found) != (len(found) if n is None else n):
+        size = "each sample" if n is None else f"each of the {n} samples"
+        raise InvalidInputError(
+            f"`{name}` must hold one class index or name for {size}, got shape {found.shape} of {found.dtype}."
+        )
+    return found
+
+
+def _is_finite(number: int | float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an integer that is no float
+        return False
+
+
 def check_number(
     name: str,
     value: object,
@@ -95,7 +148,12 @@ def check_number(
     open_low: bool = False,
     open_high: bool = False,
 ) -> None:
-    """Raise unless ``value`` is a finite number (an integer if asked) between the bounds; bools are not numbers."""
+    """Raise unless ``value`` is a finite number (an integer if asked) between the bounds; bools are not numbers.
+
+    Integers have 64 bits, also where ``high`` is infinite: torch and NumPy count with no others.
+    """
+    if integer and isinstance(value, int) and value > _LARGEST_INTEGER:
+        high = min(high, _LARGEST_INTEGER)
     kinds = (int, np.integer) if integer else (int, float, np.integer, np.floating)
     kind = "an integer" if integer else "a number"
     left, right = ("(" if open_low else "["), (")" if open_high else "]")
@@ -104,35 +162,55 @@ def check_number(
     if ok:
         # integers are compared as they are: large ones are no floats
         number: Any = value.item() if isinstance(value, np.generic) else value
-        ok = isinstance(number, int) or math.isfinite(number)
+        ok = integer or _is_finite(number)
         ok = ok and (number > low if open_low else number >= low) and (number < high if open_high else number <= high)
     if not ok:
-        raise InvalidInputError(f"`{name}` must be {wanted}, got {value!r}.")
+        raise InvalidInputError(f"`{name}` must be {wanted}, got {shown(value)}.")
+
+
+def shown(value: object) -> str:
+    """Return a value as an error message shows it: shortened, and never an error of its own."""
+    try:
+        text = _BRIEF.repr(value)
+    except Exception:  # a number of thousands of digits, or an object whose repr fails
+        text = f"an object of type {type(value).__name__}"
+    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     """Raise unless ``value`` is one of ``choices``."""
     if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
-        raise InvalidInputError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+        raise InvalidInputError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {shown(value)}.")
 
 
 def check_sequence(name: str, value: object) -> tuple[Any, ...]:
-    """Return the items of ``value`` as a tuple; raise for a string and for what is no sequence."""
-    single = isinstance(value, str | bytes) or (isinstance(value, np.ndarray) and value.ndim == 0)
-    if single or not isinstance(value, Iterable):
-        raise InvalidInputError(f"`{name}` must be a sequence, got {value!r}.")
-    return tuple(item.item() if isinstance(item, np.generic) else item for item in value)
+    """Return the items of ``value`` as a tuple.
+
+    Raise for a string, a mapping, a set, whose order differs from run to run, and for what is no sequence or has no
+    end.
+    """
+    items = None
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | set | frozenset):
+        try:
+            items = tuple(itertools.islice(iter(value), _MOST_ITEMS + 1))
+        except TypeError:  # arrays and tensors without an axis
+            items = None
+    if items is None:
+        raise InvalidInputError(f"`{name}` must be a sequence, got {shown(value)}.")
+    if len(items) > _MOST_ITEMS:
+        raise InvalidInputError(f"`{name}` has more than {_MOST_ITEMS:,} items.")
+    return tuple(item.item() if isinstance(item, np.generic) else item for item in items)
 
 
 def check_flag(name: str, value: object) -> None:
     """Raise unless ``value`` is a bool."""
     if not isinstance(value, bool | np.bool_):
-        raise InvalidInputError(f"`{name}` must be True or False, got {value!r}.")
+        raise InvalidInputError(f"`{name}` must be True or False, got {shown(value)}.")
 
 
-def check_seed(seed: object) -> None:
+def check_seed(seed: object, name: str = "seed") -> None:
     """Raise unless ``seed`` is a non-negative integer."""
-    check_number("seed", seed, 0, 2**63 - 1, integer=True)
+    check_number(name, seed, 0, 2**63 - 1, integer=True)
 
 
 def is_classifier(value: object) -> bool:

@@ -1,10 +1,33 @@
-"""Files that appear whole or not at all."""
+"""Files that are files, and that appear whole or not at all."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from pathlib import Path
+
+from art_fingerprint.core.checks import shown
+from art_fingerprint.exceptions import FingerprintError, InvalidInputError
+
+
+def regular_file(path: object, what: str, refusal: type[FingerprintError] = InvalidInputError) -> Path:
+    """Return the path of a file that can be read to its end, or raise: a pipe or a device may have none.
+
+    :param path: Its path.
+    :param what: What it is, for the message: "weights file".
+    :param refusal: The error to raise.
+    """
+    try:
+        found = Path(path)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise refusal(f"The path of a {what} is needed, got {shown(path)}.") from error
+    try:
+        exists, regular = found.exists(), found.is_file()
+    except (OSError, ValueError) as error:  # a name that is too long, or a folder that may not be looked into
+        raise refusal(f"There is no {what} {found}: {error}") from error
+    if not regular:
+        raise refusal(f"There is no {what} {found}{': it is a folder, a pipe or a device' if exists else ''}.")
+    return found
 
 
 def write_whole(path: Path, content: bytes) -> None:

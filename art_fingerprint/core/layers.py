@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from art_fingerprint.core.checks import shown
 from art_fingerprint.core.classifier import evaluating
 from art_fingerprint.core.taps import get_layer, near_names
 from art_fingerprint.exceptions import InvalidInputError, LayerNotFoundError
@@ -174,12 +175,12 @@ def resolve_layer(network: nn.Module, layer: str | int | None, example: Tensor) 
     if isinstance(layer, np.integer):
         layer = int(layer)
     if isinstance(layer, bool) or not isinstance(layer, int | str):
-        raise InvalidInputError(f"`layer` must be a layer name, a stage number or None, got {layer!r}.")
+        raise InvalidInputError(f"`layer` must be a layer name, a stage number or None, got {shown(layer)}.")
     if isinstance(layer, int):
         names = stages(network)
         if not 1 <= layer <= len(names):
             raise LayerNotFoundError(
-                f"`layer`={layer}, but the network's stages are 1 to {len(names)}: {_listed(names)}."
+                f"`layer`={shown(layer)}, but the network's stages are 1 to {len(names)}: {_listed(names)}."
             )
         return names[layer - 1]
     known = dict(network.named_modules())
@@ -187,7 +188,7 @@ def resolve_layer(network: nn.Module, layer: str | int | None, example: Tensor) 
         near = near_names(known, layer)
         hint = f"Near names: {', '.join(near)}. " if near else ""
         raise LayerNotFoundError(
-            f"The network has no layer {layer!r}. {hint}Its stages are {_listed(stages(network))}."
+            f"The network has no layer {shown(layer)}. {hint}Its stages are {_listed(stages(network))}."
         )
     return layer
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from art_fingerprint.core.checks import shown
 from art_fingerprint.exceptions import InvalidInputError
 
 
@@ -18,6 +20,25 @@ def as_json(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [as_json(item) for item in value]
     return value.item() if isinstance(value, np.generic) else value
+
+
+def strict_json(text: str) -> Any:
+    """Read JSON in which no key comes twice and every number is one.
+
+    :raises ValueError: it is no such JSON.
+    :raises RecursionError: it is nested too deeply.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError(f"a key comes twice among {shown([name for name, _ in pairs])}")
+        return found
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"{constant} is no JSON number")
+
+    return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
 
 
 @contextmanager

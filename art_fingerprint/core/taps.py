@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from art_fingerprint.core.checks import shown
 from art_fingerprint.exceptions import LayerNotFoundError
 
 
@@ -25,8 +26,8 @@ def get_layer(network: nn.Module, layer: str) -> nn.Module:
         if name and name == layer:
             return module
         names.append(name)
-    near = near_names(names, str(layer)) or names[1:9]
-    raise LayerNotFoundError(f"The network has no layer {layer!r}. Near names: {', '.join(near)}.")
+    near = near_names(names, layer) or names[1:9]
+    raise LayerNotFoundError(f"The network has no layer {shown(layer)}. Near names: {', '.join(near)}.")
 
 
 def near_names(known: Iterable[str], layer: str) -> list[str]:

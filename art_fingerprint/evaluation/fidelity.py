@@ -8,6 +8,7 @@ import numpy as np
 
 from art_fingerprint.core.checks import check_images, check_labels
 from art_fingerprint.core.classifier import guarded
+from art_fingerprint.exceptions import FingerprintError, IncompatibleSuspectError, SuspectFailedError
 
 
 def accuracy(classifier: Any, x: np.ndarray, y: np.ndarray) -> float:
@@ -35,6 +36,28 @@ def agreement(victim: Any, suspect: Any, x: np.ndarray) -> float:
 
 def predicted_labels(classifier: Any, images: np.ndarray) -> np.ndarray:
     """Return the predicted classes ``(n,)``; the classifier's train/eval mode is as before. Cost: n forward samples."""
-    with guarded(classifier, weights=False):  # ART switches the model to evaluation mode and leaves it there
-        labels: np.ndarray = classifier.predict(images).argmax(1)
+    labels: np.ndarray = scores(classifier, images).argmax(1)
     return labels
+
+
+def scores(classifier: Any, images: np.ndarray, batch_size: int = 128) -> np.ndarray:
+    """Return what a classifier answers, ``(n, K)``; its train/eval mode is as before. Cost: n forward samples.
+
+    :raises SuspectFailedError: it raises an error of its own.
+    :raises IncompatibleSuspectError: the answer is not one row of two or more numbers for each image.
+    """
+    with guarded(classifier, weights=False):  # ART switches the model to evaluation mode and leaves it there
+        try:
+            found = np.asarray(classifier.predict(images, batch_size=batch_size))
+        except FingerprintError:
+            raise
+        except Exception as error:  # whatever the user's model raises
+            raise SuspectFailedError(
+                f"The classifier failed on {len(images)} images: {type(error).__name__}: {error}"
+            ) from error
+    if found.ndim != 2 or len(found) != len(images) or found.shape[1] < 2 or found.dtype.kind not in "biuf":
+        raise IncompatibleSuspectError(
+            f"The classifier answered {len(images)} images with shape {found.shape} of {found.dtype}; scores of two or "
+            "more classes for each are needed."
+        )
+    return found

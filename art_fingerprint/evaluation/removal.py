@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from art_fingerprint.exceptions import InvalidInputError
+from art_fingerprint.core.checks import check_number, check_values
 
 
 def distance_gained(value: float, victim: float, references: Sequence[float]) -> float:
@@ -22,11 +20,7 @@ def distance_gained(value: float, victim: float, references: Sequence[float]) ->
     :return: The share, or NaN where the references do not differ from the victim.
     :raises InvalidInputError: a value that is not finite, or no references.
     """
-    numbers = np.asarray([value, victim, *references], dtype=np.float64)
-    if len(numbers) < 3 or not np.isfinite(numbers).all():
-        raise InvalidInputError(
-            f"A finite value, the victim's and those of one or more references are needed, got {value}, {victim}, "
-            f"{list(references)}."
-        )
-    span = float(numbers[2:].mean() - victim)
+    check_number("value", value)
+    check_number("victim", victim)
+    span = float(check_values("references", references).mean() - victim)
     return float(value - victim) / span if span else float("nan")

@@ -15,8 +15,8 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_fingerprint.core.adversarial import ArtFactory, Evasion, adversarial_examples, describe, evasion
 from art_fingerprint.core.checks import check_images, check_labels
-from art_fingerprint.core.classifier import guarded
 from art_fingerprint.core.outputs import OutputKind
+from art_fingerprint.evaluation.fidelity import scores
 from art_fingerprint.exceptions import InvalidInputError
 
 Attack: TypeAlias = str | Evasion | EvasionAttack | ArtFactory
@@ -163,13 +163,12 @@ def _measured(
 ) -> Robustness:
     images = check_images(x, tuple(classifier.input_shape))
     labels = check_labels(y, len(images), int(classifier.nb_classes))
-    with guarded(classifier, weights=False):  # ART switches the model to evaluation mode and leaves it there
-        clean, scores = (np.asarray(classifier.predict(data, batch_size=batch_size)) for data in (images, examples))
-    ordered = np.sort(scores, axis=1)
-    tied = ordered[:, -1] - ordered[:, -2] <= _TIE * np.abs(scores).max(1)
+    clean, answers = (scores(classifier, data, batch_size) for data in (images, examples))
+    ordered = np.sort(answers, axis=1)
+    tied = ordered[:, -1] - ordered[:, -2] <= _TIE * np.abs(answers).max(1)
     moved = (examples - images).reshape(len(images), -1)
     return Robustness(
-        accuracy=float((scores.argmax(1) == labels).mean()),
+        accuracy=float((answers.argmax(1) == labels).mean()),
         clean_accuracy=float((clean.argmax(1) == labels).mean()),
         undecided=float(tied.mean()),
         median_l2=float(np.median(np.linalg.norm(moved.astype(np.float64), axis=1))),

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from art_fingerprint.core.checks import check_choice, check_number
-from art_fingerprint.exceptions import InvalidInputError
+from art_fingerprint.core.checks import check_choice, check_number, check_values
 from art_fingerprint.verifiers.calibration import Direction, allowed_positives
 
 Scores = Sequence[float] | np.ndarray
@@ -57,11 +56,6 @@ def _closeness(derived: Scores, independent: Scores, direction: Direction) -> tu
     check_choice("direction", direction, ("distance", "similarity"))
     sides = []
     for name, values in (("derived", derived), ("independent", independent)):
-        try:
-            side = np.asarray(values, dtype=np.float64)
-        except (TypeError, ValueError):
-            side = np.empty((0, 0))
-        if side.ndim != 1 or side.size == 0 or not np.isfinite(side).all():
-            raise InvalidInputError(f"`{name}` must hold one or more finite scores, got {values!r}.")
+        side = check_values(name, values)
         sides.append(-side if direction == "distance" else side)
     return sides[0], sides[1]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 
-from art_fingerprint.core.checks import check_images, check_number, check_seed
+from art_fingerprint.core.checks import check_images, check_number, check_seed, check_values
 from art_fingerprint.core.classifier import LogitsNetwork, guarded
 from art_fingerprint.core.layers import resolve_layer
 from art_fingerprint.core.outputs import to_probabilities
@@ -91,12 +91,15 @@ def embed(
 
     check_seed(seed)
     check_number("perplexity", perplexity, 0, open_low=True)
+    if not isinstance(answers, Mapping):
+        raise InvalidInputError(f"`answers` must be a mapping of models to arrays, got {type(answers).__name__}.")
+    answers = {name: check_values("answers", found, 2) for name, found in answers.items()}
     widths = {name: found.shape[1:] for name, found in answers.items()}
-    if len(set(widths.values())) != 1 or any(len(width) != 1 for width in widths.values()):
+    if len(set(widths.values())) != 1:
         raise InvalidInputError(f"Answers (n, d) with one d are needed for one embedding, got widths {widths}.")
-    every = np.concatenate(list(answers.values())).astype(np.float64)
-    if len(every) < 4 or not np.isfinite(every).all():
-        raise InvalidInputError("An embedding needs four or more points, all of them finite.")
+    every = np.concatenate(list(answers.values()))
+    if len(every) < 4:
+        raise InvalidInputError("An embedding needs four or more points.")
     limit = max(1.0, (len(every) - 1) / 3)
     state = int(seed) % 2**32
     start = "pca" if every.shape[1] > 1 and np.ptp(every) > 0 else "random"
@@ -114,6 +117,7 @@ def shift(points: np.ndarray, others: np.ndarray) -> float:
     :param points: ``(n, 2)`` of one model.
     :param others: Those of the other, for the same images in the same order.
     """
+    points, others = check_values("points", points, 2), check_values("others", others, 2)
     if points.shape != others.shape:
         raise InvalidInputError(f"Points of the same images are needed, got {points.shape} and {others.shape}.")
     every = np.concatenate([points, others])

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
-from art_fingerprint.core.checks import check_images, check_labels, check_number
+from art_fingerprint.core.checks import check_images, check_labels, check_number, check_values
 from art_fingerprint.core.classifier import LogitsNetwork, guarded
 from art_fingerprint.core.cut import LayerCut
 from art_fingerprint.core.layers import resolve_layer
@@ -75,7 +75,9 @@ def saliency_maps(
     """
     images = torch.from_numpy(check_images(x, tuple(classifier.input_shape)))
     check_number("batch_size", batch_size, 1, integer=True)
-    chosen = None if classes is None else torch.from_numpy(check_labels(classes, len(images), classifier.nb_classes))
+    chosen = None
+    if classes is not None:
+        chosen = torch.from_numpy(check_labels(classes, len(images), classifier.nb_classes, "classes"))
     view = LogitsNetwork(classifier)
     maps = []
     with guarded(classifier, weights=False):
@@ -133,15 +135,16 @@ def compare_maps(maps: np.ndarray, others: np.ndarray, share: float = 0.2) -> Ma
     :param maps: ``(n, H, W)`` in [0, 1].
     :param others: Those of the other model.
     :param share: Share of the pixels, (0, 1], that makes a map's region.
-    :raises InvalidInputError: other shapes or a bad share.
+    :raises InvalidInputError: other shapes, values that are not finite, or a bad share.
     """
     check_number("share", share, 0, 1, open_low=True)
-    if maps.shape != others.shape or maps.ndim != 3 or not len(maps):
+    maps, others = check_values("maps", maps, 3), check_values("others", others, 3)
+    if maps.shape != others.shape:
         raise InvalidInputError(f"Maps (n, H, W) of the same images are needed, got {maps.shape} and {others.shape}.")
     a, b = (highest(found, share) for found in (maps, others))
     union = (a | b).sum((1, 2))
     return MapDifference(
-        distance=float(np.abs(maps.astype(np.float64) - others).mean()),
+        distance=float(np.abs(maps - others).mean()),
         overlap=float(((a & b).sum((1, 2)) / union).mean()),
     )
 

@@ -144,7 +144,7 @@ def _line(label: str, rows: list[Mapping[str, Any]]) -> Line:
         label=label,
         role=rows[0]["role"],
         accuracy=tuple(100 * row["accuracy"] for row in made if row),
-        drop=tuple(row["accuracy_drop"] for row in made if row),
+        drop=tuple(row["accuracy_drop"] for row in made if row and row["accuracy_drop"] is not None),
         metrics={
             name: tuple(r[name]["value"] for r in results if name in r and r[name]["value"] is not None)
             for name in table_metrics

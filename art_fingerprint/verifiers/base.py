@@ -39,7 +39,7 @@ from art_fingerprint.exceptions import (
     NotExtractedError,
 )
 from art_fingerprint.verifiers.calibration import Rule, check_rule
-from art_fingerprint.verifiers.fingerprint import Fingerprint
+from art_fingerprint.verifiers.fingerprint import Fingerprint, check_facts, content_trusted
 from art_fingerprint.verifiers.measurement import Access as Access
 from art_fingerprint.verifiers.measurement import Chance, Measurement, Notes, measure, measure_in_both_spaces
 from art_fingerprint.verifiers.measurement import Metric as Metric
@@ -317,9 +317,7 @@ class Verifier(abc.ABC):
         """
         if fingerprint.verifier != cls.__name__:
             raise FingerprintFileError(f"This fingerprint is for {fingerprint.verifier}, not for {cls.__name__}.")
-        unknown = set(fingerprint.params) - set(cls.verifier_params)
-        if unknown:
-            raise FingerprintFileError(f"The fingerprint has unknown parameters: {', '.join(sorted(unknown))}.")
+        check_facts(fingerprint, cls.verifier_params)
         try:
             verifier = cls(None, **fingerprint.params)
         except (FingerprintError, TypeError, ValueError) as error:
@@ -391,10 +389,12 @@ class Verifier(abc.ABC):
         suspect = Suspect(classifier, self.batch_size, outputs, nan_policy=self.nan_policy, record=record, **limits)
         suspect.check_shape(tuple(fingerprint.facts["input_shape"]))
 
+        score = content_trusted(self._score, self._estimator is not None)
+
         def run(client: Suspect) -> Measurement:
             self._notes = Notes()
             names = [m.name for m in self.metrics if self.wants(m.name)]
-            return measure(lambda c: self._score(c, fingerprint), client, self._notes, names, self.extras)
+            return measure(lambda c: score(c, fingerprint), client, self._notes, names, self.extras)
 
         with guarded(classifier, weights=False), full_precision(), torch.no_grad():
             return measure_in_both_spaces(run, suspect) if record else run(suspect)

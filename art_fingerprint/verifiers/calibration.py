@@ -8,14 +8,14 @@ bound for one more independent model, ``fpr`` (ours) is a quantile of the refere
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
 
-from art_fingerprint.core.checks import check_number
+from art_fingerprint.core.checks import check_choice, check_number, check_values, shown
 from art_fingerprint.exceptions import CalibrationError
 
 Direction = Literal["distance", "similarity"]
@@ -36,8 +36,8 @@ def check_rule(rule: Rule, nb_references: int, false_positive_rate: float = 0.05
     :raises CalibrationError: unknown rule or too few references. The message says how many are needed.
     :raises InvalidInputError: a false-positive rate outside [0, 1).
     """
-    if rule not in RULES:
-        raise CalibrationError(f"Unknown threshold rule {rule!r}; known are {', '.join(RULES)}.")
+    if not isinstance(rule, str) or rule not in RULES:
+        raise CalibrationError(f"Unknown threshold rule {shown(rule)}; known are {', '.join(RULES)}.")
     if nb_references == 0:
         raise CalibrationError("Calibration needs at least one reference model; five or more are advised.")
     if rule in ("t-mean", "t-pred") and nb_references < 2:
@@ -47,8 +47,8 @@ def check_rule(rule: Rule, nb_references: int, false_positive_rate: float = 0.05
         if false_positive_rate > 0 and allowed_positives(nb_references, false_positive_rate) == 0:
             raise CalibrationError(
                 f"A false-positive rate of {false_positive_rate:g} needs at least "
-                f"{math.ceil(1 / false_positive_rate - 1e-9)} reference models, got {nb_references}. Add models, raise "
-                "the rate, or use rule='extreme', which flags none of the references."
+                f"{np.ceil(1 / false_positive_rate - 1e-9):.0f} reference models, got {nb_references}. Add models, "
+                "raise the rate, or use rule='extreme', which flags none of the references."
             )
 
 
@@ -75,7 +75,11 @@ def threshold(
     :param confidence: One-sided confidence of the t rules.
     :param false_positive_rate: Target rate q of ``fpr`` in [0, 1); 0 is ``extreme``.
     :raises CalibrationError: no reference; too few for the rule; a value that is not finite.
+    :raises InvalidInputError: an unknown direction, or a number out of its range.
     """
+    check_choice("direction", direction, ("distance", "similarity"))
+    check_number("alpha", alpha, 0, 1, open_low=True)
+    check_number("confidence", confidence, 0.5, 1, open_high=True)
     values = np.asarray(references, dtype=np.float64)
     check_rule(rule, values.size, false_positive_rate)
     if not np.isfinite(values).all():
@@ -104,7 +108,8 @@ def empirical_p_value(value: float, references: Sequence[float], direction: Dire
 
     The chance of so extreme a value if the suspect were one more independent model; never below 1 / (R + 1).
     """
-    values = np.asarray(references, dtype=np.float64)
+    check_choice("direction", direction, ("distance", "similarity"))
+    values = check_values("references", references)
     as_close = (values <= value) if direction == "distance" else (values >= value)
     return float((1 + as_close.sum()) / (values.size + 1))
 
@@ -176,18 +181,43 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Calibration:
-        """Rebuild a calibration from :meth:`to_dict`."""
-        if data["rule"] not in RULES:
-            raise ValueError(f"unknown threshold rule {data['rule']!r}")
+        """Rebuild a calibration from :meth:`to_dict`.
+
+        :raises ValueError: something in it has another form, or a number is not finite or out of its range; or another
+            of the errors that come of reading what has another form.
+        """
+        if not isinstance(data["rule"], str) or data["rule"] not in RULES:
+            raise ValueError(f"unknown threshold rule {shown(data['rule'])}")
+        alpha, confidence = data["alpha"], data["confidence"]
+        rate = data.get("target_false_positive_rate", 0.05)  # files of the first versions lack it, and what follows
+        check_number("alpha", alpha, 0, 1, open_low=True)
+        check_number("confidence", confidence, 0.5, 1, open_high=True)
+        check_number("target_false_positive_rate", rate, 0, 1, open_high=True)
+        softened = data.get("softened")
+        references = {
+            str(name): tuple(_number(name, value) for value in scores) for name, scores in data["references"].items()
+        }
+        if len({len(scores) for scores in references.values()}) > 1:
+            raise ValueError("the metrics have scores of different numbers of references")
         return cls(
-            references={str(k): tuple(float(v) for v in values) for k, values in data["references"].items()},
-            thresholds={str(k): float(v) for k, v in data["thresholds"].items()},
+            references=references,
+            thresholds={str(name): _number(name, value) for name, value in data["thresholds"].items()},
             rule=data["rule"],
-            alpha=float(data["alpha"]),
-            confidence=float(data["confidence"]),
-            # files of the first versions lack these
-            target_false_positive_rate=float(data.get("target_false_positive_rate", 0.05)),
-            spaces={str(k): str(v) for k, v in data.get("spaces", {}).items()},
-            softened=None if data.get("softened") is None else cls.from_dict(data["softened"]),
-            digests={str(k): str(v) for k, v in data.get("digests", {}).items()},
+            alpha=float(alpha),
+            confidence=float(confidence),
+            target_false_positive_rate=float(rate),
+            spaces=_texts("spaces", data.get("spaces", {})),
+            softened=None if softened is None else cls.from_dict({**softened, "softened": None}),
+            digests=_texts("digests", data.get("digests", {})),
         )
+
+
+def _number(name: str, value: object) -> float:
+    check_number(f"threshold or reference of {name}", value)
+    return float(value)  # type: ignore[arg-type]
+
+
+def _texts(name: str, found: Mapping[str, object]) -> dict[str, str]:
+    if not all(isinstance(value, str) for value in found.values()):
+        raise ValueError(f"`{name}` must hold texts, got {shown(found)}")
+    return {key: str(value) for key, value in found.items()}

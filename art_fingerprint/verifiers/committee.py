@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from art_fingerprint.core.checks import check_choice, check_flag, check_number, check_sequence, check_suspect
+from art_fingerprint.core.checks import check_choice, check_flag, check_number, check_sequence, check_suspect, shown
 from art_fingerprint.core.outputs import AnswerKind
 from art_fingerprint.exceptions import (
     CalibrationError,
@@ -21,7 +21,7 @@ from art_fingerprint.verifiers.base import Verifier
 from art_fingerprint.verifiers.calibration import Calibration, empirical_p_value
 from art_fingerprint.verifiers.committee_rates import floor_p_value, member_p_value, worst_case_rate
 from art_fingerprint.verifiers.committee_verdict import CommitteeVerdict
-from art_fingerprint.verifiers.fingerprint import Fingerprint
+from art_fingerprint.verifiers.fingerprint import Fingerprint, check_facts
 from art_fingerprint.verifiers.measurement import in_groups
 from art_fingerprint.verifiers.p_values import COMBINATIONS, Combination, combine_p_values, holm_adjusted, votes_p_value
 from art_fingerprint.verifiers.references import is_reference
@@ -87,7 +87,7 @@ class CommitteeVerifier:
         """
         found = check_sequence("members", members)
         if len(found) < 2 or not all(isinstance(member, Verifier) for member in found):
-            raise InvalidInputError(f"`members` must hold two or more verifiers, got {members!r}.")
+            raise InvalidInputError(f"`members` must hold two or more verifiers, got {shown(members)}.")
         if len({id(member) for member in found}) < len(found):
             raise InvalidInputError("`members` holds one verifier twice, whose evidence would count twice.")
         check_choice("method", method, COMBINATIONS)
@@ -225,6 +225,7 @@ class CommitteeVerifier:
             raise FingerprintFileError(f"This fingerprint is for {fingerprint.verifier}, not for {cls.__name__}.")
         if fingerprint.calibration is not None:
             raise FingerprintFileError("A committee has no thresholds of its own: calibrate its members.")
+        check_facts(fingerprint, cls.verifier_params)
         import art_fingerprint.verifiers as verifiers  # which imports this module
 
         members = []

@@ -9,7 +9,7 @@ import numpy as np
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
-from art_fingerprint.core.checks import check_choice, check_flag, check_number, check_sequence
+from art_fingerprint.core.checks import check_choice, check_flag, check_number, check_sequence, shown
 from art_fingerprint.core.classifier import LogitsNetwork
 from art_fingerprint.core.outputs import to_probabilities
 from art_fingerprint.core.perturbation import UNITS
@@ -351,7 +351,7 @@ class DeepJudgeVerifier(Verifier):
         if not isinstance(self.layer, str):
             check_number("layer", self.layer, 1, integer=True)
         if self.suspect_layer is not None and not isinstance(self.suspect_layer, str):
-            raise InvalidInputError(f"`suspect_layer` must be a layer name or None, got {self.suspect_layer!r}.")
+            raise InvalidInputError(f"`suspect_layer` must be a layer name or None, got {shown(self.suspect_layer)}.")
         check_choice("pooling", self.pooling, POOLINGS)
         check_number("nb_seeds_whitebox", self.nb_seeds_whitebox, 1, integer=True)
         if isinstance(self.neurons, tuple):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,11 +17,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from art_fingerprint.core.files import write_whole
-from art_fingerprint.exceptions import FingerprintFileError
+from art_fingerprint.core.checks import check_number, check_sequence, shown
+from art_fingerprint.core.files import regular_file, write_whole
+from art_fingerprint.exceptions import FingerprintError, FingerprintFileError, InvalidInputError
 from art_fingerprint.verifiers.calibration import Calibration
 
+_Score = Callable[[Any, "Fingerprint"], dict[str, float]]
 FORMAT_VERSION = 1
+# Values of one sample: 3 x 2300 x 2300 pixels.
+_LARGEST_INPUT = 2**24
 _HEADER_KEY = "art_fingerprint"
 # what reading malformed content may raise; AttributeError: a dtype that NumPy lacks, or a list in place of a dict
 _MALFORMED = (ValueError, TypeError, KeyError, OverflowError, AttributeError)
@@ -98,9 +103,7 @@ class Fingerprint:
 
         :raises FingerprintFileError: missing, damaged, truncated, foreign, or written by a newer version.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FingerprintFileError(f"There is no fingerprint file at {path}.")
+        path = regular_file(path, "fingerprint file", FingerprintFileError)
         try:
             with safe_open(path, framework="np") as file:
                 metadata = file.metadata() or {}
@@ -142,6 +145,49 @@ class Fingerprint:
         arrays = ", ".join(f"{name} {array.shape}" for name, array in self._arrays.items())
         state = "calibrated" if self.calibration is not None else "uncalibrated"
         return f"Fingerprint({self.verifier}, {state}, {arrays}, digest={self.digest[:12]})"
+
+
+def check_facts(fingerprint: Fingerprint, params: Iterable[str] | None = None) -> None:
+    """Raise unless a fingerprint that somebody else may have made says what every scoring needs to know.
+
+    :param fingerprint: The fingerprint.
+    :param params: Names of the parameters that it may have; ``None``: any.
+    :raises FingerprintFileError: it does not, or has other parameters.
+    """
+    unknown = set() if params is None else set(fingerprint.params) - set(params)
+    if unknown:
+        raise FingerprintFileError(f"The fingerprint has unknown parameters: {', '.join(sorted(unknown))}.")
+    facts = fingerprint.facts
+    try:
+        for side in check_sequence("input_shape", facts["input_shape"]):
+            check_number("input_shape", side, 1, integer=True)
+        check_number("size of `input_shape`", math.prod(facts["input_shape"]), 1, _LARGEST_INPUT, integer=True)
+        check_number("nb_classes", facts["nb_classes"], 2, integer=True)
+        low, high = facts["clip_values"]
+        check_number("clip_values", low)
+        check_number("clip_values", high, low, open_low=True)
+        if not isinstance(facts["victim"], str):
+            raise ValueError("`victim` must be a digest")
+    except (*_MALFORMED, InvalidInputError) as error:
+        raise FingerprintFileError(
+            f"The fingerprint's facts are not those of a {shown(fingerprint.verifier)}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def content_trusted(score: _Score, trusted: bool) -> _Score:
+    """Return a scoring hook as it is, or one that says so where an untrusted fingerprint's content makes it fail."""
+
+    def run(suspect: Any, fingerprint: Fingerprint) -> dict[str, float]:
+        try:
+            return score(suspect, fingerprint)
+        except FingerprintError:
+            raise
+        except (*_MALFORMED, RuntimeError, IndexError) as error:
+            raise FingerprintFileError(
+                f"The fingerprint's content is not that of a {fingerprint.verifier}: {type(error).__name__}: {error}"
+            ) from error
+
+    return score if trusted else run
 
 
 def warn_if_few(count: int, what: str, stacklevel: int) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from art_fingerprint.core.checks import check_choice, check_number
+from art_fingerprint.core.checks import check_choice, check_number, check_values, shown
 from art_fingerprint.exceptions import InvalidInputError
 
 Combination = Literal["fisher", "cauchy", "holm"]
@@ -39,9 +39,9 @@ def welch_p_value(high: np.ndarray, low: np.ndarray) -> float:
     :param high: Sample that is larger under the alternative, two or more values.
     :param low: The other sample.
     """
-    a, b = (np.asarray(side, dtype=np.float64) for side in (high, low))
+    a, b = check_values("high", high), check_values("low", low)
     if min(a.size, b.size) < 2:
-        raise InvalidInputError(f"Welch's test needs two values or more on each side, got {a.size} and {b.size}.")
+        raise InvalidInputError(f"`high` and `low` need two values or more each, got {a.size} and {b.size}.")
     # not by scipy's test, which warns of values that are nearly equal
     share_a, share_b = a.var(ddof=1) / a.size, b.var(ddof=1) / b.size
     total = share_a + share_b
@@ -122,7 +122,7 @@ def votes_p_value(p_values: Sequence[float], needed: int) -> float:
 
 
 def _checked(p_values: Sequence[float]) -> np.ndarray:
-    values = np.asarray(p_values, dtype=np.float64)
-    if values.ndim != 1 or values.size == 0 or not ((values > 0) & (values <= 1)).all():
-        raise InvalidInputError(f"`p_values` must hold one or more numbers in (0, 1], got {list(p_values)!r}.")
+    values = check_values("p_values", p_values)
+    if not ((values > 0) & (values <= 1)).all():
+        raise InvalidInputError(f"`p_values` must hold one or more numbers in (0, 1], got {shown(p_values)}.")
     return values

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from art_fingerprint.core.checks import shown
 from art_fingerprint.exceptions import InvalidInputError
 from art_fingerprint.verifiers.calibration import (
     STRICT_RULES,
@@ -270,7 +271,7 @@ def combine(flags: Iterable[bool | None], vote: Vote = "majority") -> bool | Non
     ``majority`` needs more than half of the votes.
     """
     if vote not in VOTES:
-        raise InvalidInputError(f"`vote` must be one of {', '.join(VOTES)}, got {vote!r}.")
+        raise InvalidInputError(f"`vote` must be one of {', '.join(VOTES)}, got {shown(vote)}.")
     votes = [flag for flag in flags if flag is not None]
     if not votes:
         return None

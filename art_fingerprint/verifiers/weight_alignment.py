@@ -13,7 +13,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_fingerprint.core.channel_groups import ChannelGroup, ChannelGroups, GroupedWeight, find_groups
-from art_fingerprint.core.checks import check_number, check_suspect
+from art_fingerprint.core.checks import check_number, check_suspect, shown
 from art_fingerprint.core.classifier import LogitsNetwork, guarded
 from art_fingerprint.core.group_sets import Segment
 from art_fingerprint.core.notices import warn_caller
@@ -276,7 +276,7 @@ class WeightAlignmentVerifier(Verifier):
         super()._check_params()
         names = self.layers
         if names is not None and not (isinstance(names, tuple) and names and all(isinstance(n, str) for n in names)):
-            raise InvalidInputError(f"`layers` must be a list of layer names or None, got {names!r}.")
+            raise InvalidInputError(f"`layers` must be a list of layer names or None, got {shown(names)}.")
         if self.sketch_size is not None:
             check_number("sketch_size", self.sketch_size, 16, integer=True)
         check_number("tolerance", self.tolerance, 0)

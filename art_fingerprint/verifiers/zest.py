@@ -17,7 +17,7 @@ from art.estimators.classification import PyTorchClassifier
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from art_fingerprint.core.checks import check_choice, check_flag, check_number
+from art_fingerprint.core.checks import check_choice, check_flag, check_number, shown
 from art_fingerprint.core.classifier import LogitsNetwork, clip_bounds
 from art_fingerprint.core.queries import NanPolicy, Suspect, same_space
 from art_fingerprint.core.seeding import torch_generator
@@ -269,7 +269,8 @@ class ZestVerifier(Verifier):
                 fill = np.asarray(None)
             if fill.dtype.kind not in "iuf" or fill.ndim not in (0, 1, 3) or not np.isfinite(fill).all():
                 raise InvalidInputError(
-                    f"`fill` must be None, a number, one number per channel, or an image (C, h, w), got {self.fill!r}."
+                    "`fill` must be None, a number, one number per channel, or an image (C, h, w), got "
+                    f"{shown(self.fill)}."
                 )
 
     # ------------------------------------------------------------------ hooks

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from art_fingerprint.core.checks import check_groups, check_number
 from art_fingerprint.core.digests import array_digest
 from art_fingerprint.core.seeding import numpy_generator
 from art_fingerprint.exceptions import InvalidInputError
@@ -79,6 +80,7 @@ def split_by_class(y: np.ndarray, sizes: tuple[int, ...], seed: int, *purpose: s
     :param sizes: Sizes that sum to at most n.
     :raises InvalidInputError: more is asked for than there is.
     """
+    y = check_groups("y", y)
     if sum(sizes) > len(y):
         raise InvalidInputError(f"Parts of {sizes} samples were asked for, but there are {len(y)}.")
     ranked = stratified_order(y, seed, *purpose)
@@ -113,7 +115,11 @@ def split_by_group(y: np.ndarray, groups: np.ndarray, share: float, seed: int, *
     :param y: Labels ``(n,)``.
     :param groups: Group of each sample, ``(n,)``.
     :param share: Share of the second part, [0, 1].
+    :raises InvalidInputError: a bad argument.
     """
+    check_number("share", share, 0, 1)
+    y = check_groups("y", y)
+    groups = check_groups("groups", groups, len(y))
     names, first, member = np.unique(groups, return_index=True, return_inverse=True)
     nb_second = int(share * len(names) + 1e-9)
     first_part, second_part = split_by_class(y[first], (len(names) - nb_second, nb_second), seed, *purpose)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
+import math
 import sys
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +22,16 @@ from torch import Tensor, nn
 
 import art_fingerprint.attacks as attacks
 import art_fingerprint.verifiers as verifiers
+from art_fingerprint.core.checks import shown
 from art_fingerprint.core.classifier import check_output, evaluating, network_of
-from art_fingerprint.core.files import write_whole
+from art_fingerprint.core.files import regular_file, write_whole
 from art_fingerprint.core.seeding import forked_random_state
 from art_fingerprint.core.taps import near_names
 from art_fingerprint.exceptions import InvalidInputError
+
+# Photographs shrink by a few times in an archive, drawings by ten or twenty; what goes beyond is made to fill memory.
+_MOST_UNPACKED = 100
+_FREE_BYTES = 100_000_000
 
 
 def attack_class(name: str) -> type[attacks.RemovalAttack]:
@@ -53,7 +61,9 @@ def verifier_class(name: str, own: bool = True, committee: bool = False) -> type
     return found
 
 
-def _named(what: str, package: Any, known: Sequence[str], ending: str, base: type, name: str) -> Any:
+def _named(what: str, package: Any, known: Sequence[str], ending: str, base: type, name: object) -> Any:
+    if not isinstance(name, str):
+        raise InvalidInputError(f"`{what}` must be the name of a class, got {shown(name)}.")
     if ":" in name:
         found = load_object(name, what)
         if not (isinstance(found, type) and issubclass(found, base)):
@@ -84,7 +94,7 @@ def load_object(name: str, what: str = "object") -> Any:
     """
     module_name, colon, attribute = name.partition(":")
     if not (module_name and colon and attribute):
-        raise InvalidInputError(f"The {what} is named package.module:name, got {name!r}.")
+        raise InvalidInputError(f"The {what} is named package.module:name, got {shown(name)}.")
     try:
         with forked_random_state(), _current_folder():
             return getattr(importlib.import_module(module_name), attribute)
@@ -101,9 +111,11 @@ def load_network(factory: str, nb_classes: int | None = None, channels: int | No
     :param channels: Only for timm: image channels.
     :raises InvalidInputError: there is no such thing, it fails, or it returns something else.
     """
+    if not isinstance(factory, str):
+        raise InvalidInputError(f"A model is named package.module:function or timm:NAME, got {shown(factory)}.")
     module_name, colon, name = factory.partition(":")
     if not (module_name and colon and name):
-        raise InvalidInputError(f"A model is named package.module:function or timm:NAME, got {factory!r}.")
+        raise InvalidInputError(f"A model is named package.module:function or timm:NAME, got {shown(factory)}.")
     try:
         with forked_random_state(), _current_folder():
             if module_name == "timm":
@@ -136,13 +148,14 @@ def load_weights(network: nn.Module, path: Path) -> None:
 
     :raises InvalidInputError: the file cannot be read, or its names or shapes are not the network's.
     """
+    path = regular_file(path, "weights file")
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise InvalidInputError(f"There is no weights file {path}.") from error
+            # the unpickler would make room for as much as a damaged file promises, but for the content of an old one
+            source = path if zipfile.is_zipfile(path) else io.BytesIO(path.read_bytes())
+            state = torch.load(source, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, ImportError, KeyError) as error:
         raise InvalidInputError(f"The weights in {path} cannot be read: {error}") from error
     except Exception as error:  # torch's unpickler raises an error of pickle's, with advice to trust the file
@@ -178,18 +191,39 @@ def load_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
     :raises InvalidInputError: the file cannot be read or has no ``x``.
     """
+    path = regular_file(path, "data file")
     try:
-        with np.load(path, allow_pickle=False) as found:
+        with zipfile.ZipFile(path) as archive:
+            found = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             if "x" not in found:
                 raise InvalidInputError(
-                    f"{path} has no array 'x'; it has {', '.join(found.files) or 'none'}. Save images and labels with "
+                    f"{path} has no array 'x'; it has {', '.join(found) or 'none'}. Save images and labels with "
                     "numpy.savez(path, x=images, y=labels)."
                 )
-            return found["x"], found.get("y")
-    except FileNotFoundError as error:
-        raise InvalidInputError(f"There is no data file {path}.") from error
-    except (OSError, ValueError, AttributeError, EOFError) as error:
+            wanted = [found[name] for name in ("x", "y") if name in found]
+            size = sum(info.file_size for info in wanted)
+            if size > _MOST_UNPACKED * path.stat().st_size + _FREE_BYTES:
+                raise ValueError(f"it would unpack to {size:,} bytes, more than {_MOST_UNPACKED} times its size")
+            arrays = [_array_in(archive, info) for info in wanted]
+            return arrays[0], arrays[1] if len(arrays) > 1 else None
+    except InvalidInputError:
+        raise
+    except Exception as error:  # whatever a damaged archive makes zipfile, zlib and NumPy raise
         raise InvalidInputError(f"{path} is no .npz file of plain arrays: {error}") from error
+
+
+def _array_in(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    """Return one array of an archive, which must hold as much as its header promises."""
+    with archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in header:
+            raise ValueError(f"{info.filename} has the format {version} of structured arrays")
+        shape, _, dtype = header[version](file)
+        if math.prod(shape) * dtype.itemsize > info.file_size:
+            raise ValueError(f"{info.filename} is shorter than its header says: shape {shape} of {dtype}")
+    with archive.open(info) as file:
+        return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
 
 
 def classifier_of(

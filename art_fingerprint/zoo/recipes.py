@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
+from art_fingerprint.core.checks import check_number, check_sequence, shown
 from art_fingerprint.core.classifier import LogitsNetwork
 from art_fingerprint.core.seeding import derive_seed, forked_random_state, numpy_generator
 from art_fingerprint.core.training import Batch, Batches, Losses, fit, linear_l2
+from art_fingerprint.exceptions import InvalidInputError
 from art_fingerprint.zoo.dataset import Dataset
 from art_fingerprint.zoo.lazy_batches import Prefetched, training_images
 from art_fingerprint.zoo.lazy_images import LazyImages
@@ -31,6 +33,7 @@ class Recipe:
     :ivar linear_l2: Weight of 0.5 * sum of squares over Linear layers.
     :ivar max_shift: Random shifts in pixels.
     :ivar stage_divisors: Of the rate in the three stages of a negative (code: these for CIFAR10, 1, 5, 50 otherwise).
+    :raises InvalidInputError: a number out of its range.
     """
 
     learning_rate: float
@@ -41,6 +44,18 @@ class Recipe:
     linear_l2: float = 1e-2
     max_shift: int = 0
     stage_divisors: tuple[float, float, float] = (1, 10, 100)
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "momentum", "weight_decay", "linear_l2"):
+            check_number(name, getattr(self, name), 0)
+        for name in ("max_iter", "batch_size", "max_shift"):
+            check_number(name, getattr(self, name), 1 if name == "batch_size" else 0, integer=True)
+        divisors = check_sequence("stage_divisors", self.stage_divisors)
+        if len(divisors) != 3:
+            raise InvalidInputError(f"`stage_divisors` must be three positive numbers, got {shown(divisors)}.")
+        for divisor in divisors:
+            check_number("stage_divisors", divisor, 0, open_low=True)
+        object.__setattr__(self, "stage_divisors", divisors)
 
 
 def wrap(network: nn.Module, data: Dataset, device_type: str = "gpu") -> PyTorchClassifier:

@@ -7,7 +7,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from art_fingerprint.core.checks import check_choice, check_images, check_number, check_seed
+from art_fingerprint.core.checks import (
+    check_choice,
+    check_groups,
+    check_images,
+    check_number,
+    check_seed,
+    check_sequence,
+    shown,
+)
 from art_fingerprint.core.seeding import numpy_generator
 from art_fingerprint.exceptions import InvalidInputError
 
@@ -48,9 +56,7 @@ def select_substitute(
         )
     check_choice("rebalance", rebalance, (None, "ros"))
     check_seed(seed)
-    labels = np.asarray(y_victim)
-    if labels.ndim != 1:
-        raise InvalidInputError(f"`y_victim` must hold class indices of shape (n,), got shape {labels.shape}.")
+    labels = check_groups("y_victim", y_victim)
     count = int(ratio * len(labels) + 1e-9)
     if count == 0:
         raise InvalidInputError(f"`ratio`={ratio} of {len(labels)} samples selects none.")
@@ -114,21 +120,21 @@ def rebalance_samples(
     """
     check_choice("method", method, ("ros", "rose"))
     check_number("bandwidth", bandwidth, 0)
-    low, high = clip_values
-    if not low < high:
-        raise InvalidInputError(f"`clip_values` must be (low, high) with low < high, got {clip_values!r}.")
+    bounds = check_sequence("clip_values", clip_values)
+    for bound in bounds:
+        check_number("clip_values", bound, -1e38, 1e38)  # float32
+    if len(bounds) != 2 or not bounds[0] < bounds[1]:
+        raise InvalidInputError(f"`clip_values` must be (low, high) with low < high, got {shown(clip_values)}.")
     check_seed(seed)
-    x = check_images(x, np.shape(x)[1:])
-    y = np.asarray(y)
-    if y.shape != (len(x),):
-        raise InvalidInputError(f"`y` must hold one class index for each of the {len(x)} samples, got shape {y.shape}.")
+    x = check_images(x, x.shape[1:] if isinstance(x, np.ndarray) else ())
+    y = check_groups("y", y, len(x))
     extra = oversample(y, seed)
     added, labels = x[extra], y[extra]
     if method == "rose":
         noise = numpy_generator(seed, "smoothed bootstrap").standard_normal(added.shape, dtype=np.float32)
         for label in np.unique(labels):
             noise[labels == label] *= kernel_widths(x[y == label], bandwidth)
-        added = np.clip(added + noise, low, high)
+        added = np.clip(added + noise, *bounds)
     return np.concatenate([x, added]), np.concatenate([y, labels])
 
 
@@ -150,9 +156,9 @@ def overlap(x_a: np.ndarray, x_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     :param x_a: Images ``(n, ...)``, of any number type.
     :param x_b: Images ``(m, ...)`` of the same shape and in the same range.
-    :raises InvalidInputError: the shapes of samples differ.
+    :raises InvalidInputError: no arrays of numbers, or the shapes of samples differ.
     """
-    x_a, x_b = np.asarray(x_a), np.asarray(x_b)
+    x_a, x_b = _numbers("x_a", x_a), _numbers("x_b", x_b)
     if x_a.shape[1:] != x_b.shape[1:]:
         raise InvalidInputError(
             f"Sets can only be compared if their samples have one shape, got {x_a.shape[1:]} and {x_b.shape[1:]}."
@@ -180,6 +186,18 @@ def check_disjoint(x: np.ndarray, others: Mapping[str, np.ndarray]) -> None:
             f"The substitute set is not held apart: {'; '.join(shared)}. Remove them, or say that the attacker holds a "
             "share of the training set."
         )
+
+
+def _numbers(name: str, x: object) -> np.ndarray:
+    try:
+        found = np.asarray(x)
+    except (TypeError, ValueError, RuntimeError):  # ragged lists, tensors on a device
+        found = np.array(None)
+    if found.ndim == 0 or found.dtype.kind not in "biuf":
+        raise InvalidInputError(
+            f"`{name}` must be an array of numbers (n, ...), got shape {found.shape} of {found.dtype}."
+        )
+    return found
 
 
 def _hashes(x: np.ndarray) -> np.ndarray:

@@ -456,7 +456,7 @@ def test_verifier_that_cannot_start_fails_its_own_cells(
     [
         ({"attacks": ["FT(0.5)", "FT"]}, r"no attack row 'FT'; it has FT\(0.5\), RemovalNet\(apart\)"),
         ({"verifiers": ["IPGard"]}, "no verifier .IPGard"),
-        ({"seeds": 0}, "`seeds` must be at least 1, got 0"),
+        ({"seeds": 0}, "`seeds` must be an integer in .1, 100000., got 0"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_made(tmp_path: Path, options: Row, message: str) -> None:

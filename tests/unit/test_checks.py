@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -136,7 +137,12 @@ def test_bounds_of_numbers() -> None:
             check_number("rate", value, 0, 1, **options)
     with pytest.raises(InvalidInputError, match="an integer"):
         check_number("count", 1.0, 1, integer=True)
-    check_number("count", 10**400, 1, integer=True)
+    check_number("count", 2**63 - 1, 1, integer=True)
+    for value in (2**63, 10**400, 10**5000):
+        with pytest.raises(InvalidInputError, match="`count` must be an integer in"):
+            check_number("count", value, 1, integer=True)
+        with pytest.raises(InvalidInputError, match="`share` must be a number") if value > 2**63 else nullcontext():
+            check_number("share", value, 1)
 
 
 def test_seeds_are_63_bit_numbers() -> None:

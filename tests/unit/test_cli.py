@@ -349,7 +349,7 @@ def test_failed_cells_give_3_and_are_named(
         (["--verifiers", "IPGard"], "There is no verifier 'IPGard'. Near names: IPGuardVerifier"),
         (["--workers", "2"], "`workers`=2 needs executor='process' or 'ray'."),
         (["--ray-address", "auto"], "`ray_address` needs executor='ray'."),
-        (["--seeds", "0"], "`seeds` must be at least 1, got 0."),
+        (["--seeds", "0"], "`seeds` must be an integer in [1, 100000], got 0."),
     ],
 )
 def test_bad_bench_input_gives_2_and_one_line(

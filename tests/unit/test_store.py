@@ -29,7 +29,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def row(number: int, writer: int = 0, **more: Any) -> dict[str, Any]:
-    return {**dict.fromkeys(KEYS), "key": f"{writer}-{number}", "status": "ok", "seed": number, **more}
+    texts = dict.fromkeys(("preset", "dataset", "victim", "suspect", "verifier", "device"), "a")
+    objects: dict[str, Any] = {name: {} for name in ("attack_params", "verifier_params", "metrics", "versions")}
+    known = {"key": f"{writer}-{number}", "status": "ok", "role": "surrogate", "seed": number}
+    return {**dict.fromkeys(KEYS), **texts, **objects, **known, **more}
 
 
 # ---------------------------------------------------------------------- rows
