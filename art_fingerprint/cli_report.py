@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def write_report(folder: Path, published: str | None = None) -> bool:
         if preset in twins:
             found["published"] = beside_published(table, twins[preset])
         for name, sheet in found.items():
-            sheets.setdefault(name, {})[preset] = sheet
+            warned = () if name == "table" else tables.warnings_of(rows)
+            sheets.setdefault(name, {})[preset] = replace(sheet, notes=(*warned, *sheet.notes))
         if figure is not None:
             figures[preset] = figure
     several = len(groups) > 1

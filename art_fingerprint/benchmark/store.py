@@ -37,8 +37,9 @@ KEYS = (
     *("attack_seconds", "verify_seconds", "queries", "status", "reason", "versions", "device"),
 )
 # What rows of earlier versions lack: `cost` is the attack's account (CostMeter), null where there is none; `robustness`
-# is attack name to `Robustness`; `model` and `fingerprint` name files of the folder; `traceback` is that of a failure.
-ADDED_KEYS = ("cost", "robustness", "model", "fingerprint", "traceback")
+# is attack name to `Robustness`; `model` and `fingerprint` name files of the folder; `traceback` is that of a failure;
+# `scale` is "smoke" where numbers are no results, else "full".
+ADDED_KEYS = ("cost", "robustness", "model", "fingerprint", "traceback", "scale")
 #: What a row says about its cell: done, impossible by nature (with the reason), or failed (with the error).
 STATUSES = ("ok", "skipped", "failed")
 

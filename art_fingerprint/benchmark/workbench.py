@@ -325,6 +325,7 @@ class Workbench:
             "model": suspect.key,
             "versions": versions(),
             "device": self._device,
+            "scale": self.preset.scale,
         }
 
     def _facts(self, suspect: Suspect, model: PyTorchClassifier) -> dict[str, Any]:

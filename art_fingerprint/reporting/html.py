@@ -41,7 +41,7 @@ def report(rows: Iterable[Row]) -> str:
     """
     groups = by_preset(rows)
     titles = {
-        preset: f"art_fingerprint: {preset if len(groups) > 1 else kept[0]['dataset']}"
+        preset: f"art_fingerprint: {preset if len(groups) > 1 else table_one(kept).title}"
         for preset, kept in groups.items()
     }
     title = html.escape(next(iter(titles.values())) if len(groups) == 1 else f"art_fingerprint: {', '.join(groups)}")
@@ -64,10 +64,11 @@ def _part(kept: list[Row]) -> str:
         for role, colour in _COLOURS.items()
         if any(row["role"] == role for row in kept)
     )
+    warnings = "".join(f"<p><b class='key wrong'>{html.escape(text)}</b></p>" for text in table.warnings)
     return (
-        "<p>Which models do the verifiers recognise as derived from the victim? Layout of the RemovalNet paper's "
-        "Table I; mean ± sample standard deviation over seeds. <em>Ownership?</em> is Yes if most metrics of most "
-        "seeds pass their threshold: <span class='key right'>right</span> for a model derived from the victim, "
+        f"{warnings}<p>Which models do the verifiers recognise as derived from the victim? Layout of the RemovalNet "
+        "paper's Table I; mean ± sample standard deviation over seeds. <em>Ownership?</em> is Yes if most metrics of "
+        "most seeds pass their threshold: <span class='key right'>right</span> for a model derived from the victim, "
         "<span class='key wrong'>wrong</span> for an independent one, and the other way round.</p>"
         f"{_table(table)}<h2>Verifier by verifier</h2>{_plain(verifier_sheet(kept))}"
         f"<h2>Attack by attack</h2>{_plain(verdict_sheet(kept))}<h2>Every model, metric by metric</h2>"

@@ -52,6 +52,13 @@ def vit_b32() -> nn.Module:
     return imagenet_vit()
 
 
+def vit_b32_smoke() -> nn.Module:
+    """Return four blocks of ViT-B/32 with random weights, for images of 64 pixels: ImageNet's smoke form."""
+    network: Any = victim_network("vit_base_patch32_224", 1000, 64)
+    network.blocks = network.blocks[:4]
+    return network
+
+
 def vit_b32_sam() -> nn.Module:
     """Return the network that negatives and references of ImageNet start from."""
     return imagenet_vit("sam_in1k")

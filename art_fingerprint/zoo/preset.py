@@ -11,6 +11,7 @@ from torch import nn
 from art_fingerprint.zoo.recipes import Recipe
 
 Source = Literal["train", "subset", "apart"]
+Scale = Literal["full", "smoke"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Preset:
     :ivar independent_architecture: ``package.module:function`` that makes the network from which negatives and
         references start; ``None``: as the victim. Set where the victim starts from published weights: models with one
         start are not independent.
+    :ivar scale: ``"smoke"`` in what :func:`.at_scale` makes: its numbers are no results, and rows and tables say so.
     """
 
     name: str
@@ -83,3 +85,4 @@ class Preset:
     calibration: Mapping[str, Any] = field(default_factory=dict)
     dataset_options: Mapping[str, Any] = field(default_factory=dict)
     independent_architecture: str | None = None
+    scale: Scale = "full"
