@@ -68,7 +68,7 @@ class Workbench:
         self._architecture = load_architecture(preset.architecture, *facts)
         self._independent = load_architecture(preset.independent_architecture or preset.architecture, *facts)
         with forked_random_state(0):
-            for make in (self._architecture, self._independent):
+            for make in {self._architecture, self._independent}:
                 check_architecture(make, self.data.nb_classes)
         untrained = self.untrained
         self._device = str(untrained.device)
@@ -198,8 +198,10 @@ class Workbench:
     def model(self, suspect: Suspect) -> PyTorchClassifier:
         """Return a suspect's classifier: kept weights, or trained and kept now."""
         setting = self._setting(suspect)
-        found = self._untrained(setting)
-        notes = self.store.load_model(suspect.key, found)
+        notes = None
+        if self.store.has_model(suspect.key):  # a large network takes a second to make
+            found = self._untrained(setting)
+            notes = self.store.load_model(suspect.key, found)
         if notes is None:
             found = self._make(suspect, setting)
             notes = dict(getattr(found, "surrogate_info", {}))
