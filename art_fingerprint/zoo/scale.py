@@ -165,6 +165,8 @@ def _verifier(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
     for parameter, number in _OF_ALL.items():
         if parameter in kind.verifier_params and found.get(parameter) is None:
             found[parameter] = number
+    if "keep" in kind.verifier_params:  # two steps may lead nowhere
+        found["keep"] = "all"
     return found
 
 
