@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from art_fingerprint.benchmark import materials
 from art_fingerprint.benchmark.store import KEYS, read_rows
@@ -169,9 +170,7 @@ def test_skin_lesions_and_experiments(run: Run, tmp_path: Path) -> None:
         ),
         (lambda root: shutil.rmtree(root / "lfw-py"), "LFW: "),
         (
-            lambda root: (
-                photo_sets.picture(1).convert("I").save(root / "celeba" / "img_align_celeba" / "000005.jpg", "PNG")
-            ),
+            lambda root: Image.new("I;16", (44, 54)).save(root / "celeba" / "img_align_celeba" / "000005.jpg", "PNG"),
             "img_align_celeba/000005.jpg cannot be read as an image (ValueError: its mode is I",
         ),
         (
