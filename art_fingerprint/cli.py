@@ -34,7 +34,15 @@ def _parser() -> argparse.ArgumentParser:
 
     runs = _Parser(add_help=False)
     runs.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for rows, models and tables")
-    runs.add_argument("--seeds", type=_seeds, metavar="N|A,B,C", help="how many seeds, or which (default: 3)")
+    runs.add_argument(
+        "--scale",
+        choices=("full", "smoke"),
+        default="full",
+        help="smoke: the whole pipeline with a handful of iterations on few images, to see that it runs; no results",
+    )
+    runs.add_argument(
+        "--seeds", type=_seeds, metavar="N|A,B,C", help="how many seeds, or which (default: 3; at smoke scale 1)"
+    )
     runs.add_argument(
         "--executor",
         choices=("serial", "process", "ray"),

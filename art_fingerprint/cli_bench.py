@@ -38,13 +38,14 @@ def outline(arguments: argparse.Namespace) -> None:
 
 def _bench(arguments: argparse.Namespace) -> Bench:
     if arguments.plan is None:
-        plan = Plan.from_preset(arguments.preset or "digits", 3 if arguments.seeds is None else arguments.seeds)
+        seeds = (1 if arguments.scale == "smoke" else 3) if arguments.seeds is None else arguments.seeds
+        plan = Plan.from_preset(arguments.preset or "digits", seeds)
     else:
         plan = load_plan(arguments.plan)
         if arguments.seeds is not None:
             plan = plan.with_seeds(arguments.seeds)
     return Bench(
-        plan.restricted(_names(arguments.attacks), _names(arguments.verifiers)),
+        plan.restricted(_names(arguments.attacks), _names(arguments.verifiers)).at_scale(arguments.scale),
         arguments.out,
         executor=arguments.executor,
         workers=arguments.workers,

@@ -12,7 +12,8 @@ from art_fingerprint.experiments.catalogue import experiment, run_experiment
 def run(arguments: argparse.Namespace) -> bool:
     """Run what is not done yet, print the table, and tell whether no cell failed."""
     experiment(arguments.name)
-    plan = Plan.from_preset(arguments.preset, 3 if arguments.seeds is None else arguments.seeds)
+    seeds = (1 if arguments.scale == "smoke" else 3) if arguments.seeds is None else arguments.seeds
+    plan = Plan.from_preset(arguments.preset, seeds).at_scale(arguments.scale)
     with terminated_as_interrupted():
         paths, whole = run_experiment(
             arguments.name,

@@ -8,6 +8,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def write_report(folder: Path, published: str | None = None) -> bool:
         if twin is not None:
             found["published"] = beside_published(table, twin.table)
         for name, sheet in found.items():
-            sheets.setdefault(name, {})[preset] = sheet
+            warned = () if name == "table" else tables.warnings_of(rows)
+            sheets.setdefault(name, {})[preset] = replace(sheet, notes=(*warned, *sheet.notes))
         if figure is not None:
             figures["tradeoff", preset] = figure
         if (drawn := _heat_map(rows)) is not None:

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from art_fingerprint.zoo import cifar
+from art_fingerprint.zoo import cifar, datasets
+from art_fingerprint.zoo.idx import IdxFile
 from art_fingerprint.zoo.skin_lesions import CLASSES as LESIONS
 
 CELEBA_ATTRIBUTES = [
@@ -144,6 +145,23 @@ def make_cinic10(root: Path, n: int = 3) -> Path:
                 pixels = cifar_pixels(0, 20)[label + 10 * k].reshape(3, 32, 32).transpose(1, 2, 0)
                 save(root / "cinic10" / part / name / f"cifar10-train-{label + 10 * k}.png", Image.fromarray(pixels))
     return root / "cinic10"
+
+
+# ---------------------------------------------------------------------- Fashion-MNIST
+def make_fashion_mnist(root: Path, patch: pytest.MonkeyPatch, n: int = 300) -> Path:
+    """Write n training and n / 5 test images as IDX files, and let them be the published ones."""
+    folder = root / "fashion-mnist"
+    folder.mkdir(parents=True)
+    known = {}
+    for seed, (part, count) in enumerate({"train": n, "t10k": n // 5}.items()):
+        pixels = np.random.default_rng(seed).integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        for kind, array in (("images-idx3", pixels), ("labels-idx1", (np.arange(count) % 10).astype(np.uint8))):
+            name = f"{part}-{kind}-ubyte"
+            header = b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+            (folder / name).write_bytes(header + array.tobytes())
+            known[name] = IdxFile(array.shape, hashlib.sha256(array.tobytes()).hexdigest())
+    patch.setattr(datasets, "FASHION_MNIST_FILES", known)
+    return folder
 
 
 # ---------------------------------------------------------------------- GTSRB
@@ -312,5 +330,7 @@ def make(name: str, root: Path, patch: pytest.MonkeyPatch) -> None:
     if name == "cifar10":
         make_cifar10(root, patch)
         make_cinic10(root)
+    if name == "fashion-mnist":
+        make_fashion_mnist(root, patch)
     for maker in MAKERS.get(name, ()):
         maker(root)

@@ -72,8 +72,9 @@ class Independents:
         self._device_type = device_type
         facts = (own.nb_classes, own.input_shape[0])
         make = load_architecture(preset.independent_architecture or preset.architecture, *facts)
-        with forked_random_state(0):
-            check_architecture(make, own.nb_classes)
+        if preset.independent_architecture:  # else the victim's, which has been checked
+            with forked_random_state(0):
+                check_architecture(make, own.nb_classes)
         same = (make, architecture_name(make), own)
         apart = (make, architecture_name(make), own if other is None else other)
         counts = preset.negatives or {}

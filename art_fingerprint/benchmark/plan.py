@@ -18,6 +18,7 @@ from art_fingerprint.exceptions import FingerprintError, InvalidInputError
 from art_fingerprint.zoo.loading import load_network, verifier_class
 from art_fingerprint.zoo.presets import PRESETS, AttackSetting, Preset, Source, load_preset
 from art_fingerprint.zoo.recipes import Recipe
+from art_fingerprint.zoo.scale import at_scale
 
 _MOST_SEEDS = 100_000
 _PLAN_KEYS = ("seeds", "victims", "attacks", "verifiers")
@@ -106,6 +107,10 @@ class Plan:
         """Return the plan with other seeds, or how many."""
         return Plan(self.presets, _seeds(seeds))
 
+    def at_scale(self, scale: str) -> Plan:
+        """Return the plan with every victim ``"full"`` (as it is) or ``"smoke"`` (in miniature): :func:`.at_scale`."""
+        return Plan(tuple(at_scale(preset, scale) for preset in self.presets), self.seeds)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values, in the form that :func:`plan_from` reads."""
         return {"seeds": list(self.seeds), "victims": {preset.name: _described(preset) for preset in self.presets}}
@@ -116,7 +121,8 @@ def plan_from(data: object) -> Plan:
 
     ``seeds``: a number or a list. ``victims``: names of presets, or a mapping of names of your own to a mapping with
     ``preset`` (whose values hold where nothing else is said; the name itself, if it is a preset's) and any field of
-    :class:`.Preset`; ``architecture`` is ``package.module:function`` or ``timm:NAME``, recipes are merged field by
+    :class:`.Preset`; with ``scale: smoke`` the whole victim is made small, and ``-smoke`` is added to its name;
+    ``architecture`` is ``package.module:function`` or ``timm:NAME``, recipes are merged field by
     field. ``attacks`` and ``verifiers``, for all victims or inside one: a list of names that the preset has, or a
     mapping. An attack's entry has ``attack``, ``params``, ``source`` (``train``, ``subset``, ``apart``),
     ``true_labels``, ``ratio`` and ``step``; a verifier's has its parameters, and ``profile``. Where the preset has an
@@ -148,6 +154,7 @@ def load_architecture(made: Callable[[], nn.Module] | str, nb_classes: int, chan
 def _preset(name: str, entry: object, plan: Mapping[str, Any]) -> Preset:
     where = f"victim {name!r}"
     given = dict(_mapping(where, {} if entry is None else entry, _VICTIM_KEYS))
+    scale = given.pop("scale", "full")
     base_name = given.pop("preset", name if name in PRESETS else None)
     if base_name is None and not given:
         _unknown("preset", str(name), PRESETS)
@@ -168,14 +175,19 @@ def _preset(name: str, entry: object, plan: Mapping[str, Any]) -> Preset:
         if key in given:
             given[key] = _recipe(f"`{key}` of {where}", given[key], None if base is None else getattr(base, key))
     if base is not None:
-        return replace(base, name=name, **given)
+        return _scaled(where, replace(base, name=name, **given), scale)
     if "victim_recipe" in given:
         given.setdefault("negative_recipe", replace(given["victim_recipe"], linear_l2=0.0))
     defaults = {"subset_ratio": 0.2, "attacks": {}, "nb_references": 8}
     needed = [key for key in ("dataset", "architecture", "victim_recipe", "verifiers") if key not in given]
     if needed:
         raise InvalidInputError(f"{where} has no `preset`, and lacks {', '.join(needed)}.")
-    return Preset(name=name, **{**defaults, **given})
+    return _scaled(where, Preset(name=name, **{**defaults, **given}), scale)
+
+
+def _scaled(where: str, preset: Preset, scale: Any) -> Preset:
+    with saying(where):
+        return at_scale(preset, scale)
 
 
 def _attacks(victim: str, spec: object, known: Mapping[str, AttackSetting]) -> dict[str, AttackSetting]:

@@ -16,13 +16,14 @@ KEYS = (
 )
 # What rows of earlier versions lack: `cost` is the attack's account (CostMeter), null where there is none; `robustness`
 # is attack name to `Robustness`; `model` and `fingerprint` name files of the folder; `traceback` is that of a failure;
-# `data` is the data set's digest, `finished_seconds` the Unix time at which the row was known.
-ADDED_KEYS = ("cost", "robustness", "model", "fingerprint", "traceback", "data", "finished_seconds")
+# `data` is the data set's digest, `finished_seconds` the Unix time at which the row was known; `scale` is "smoke" where
+# numbers are no results, else "full".
+ADDED_KEYS = ("cost", "robustness", "model", "fingerprint", "traceback", "data", "finished_seconds", "scale")
 #: What a row says about its cell: done, impossible by nature (with the reason), or failed (with the error).
 STATUSES = ("ok", "skipped", "failed")
 ROLES = ("victim", "surrogate", "negative", "reference")
 _TEXTS = ("key", "preset", "dataset", "victim", "suspect", "verifier", "device")
-_TEXTS_OR_NONE = ("attack", "reason", "model", "fingerprint", "traceback", "data")
+_TEXTS_OR_NONE = ("attack", "reason", "model", "fingerprint", "traceback", "data", "scale")
 _MAPPINGS = ("attack_params", "verifier_params", "metrics", "versions")
 _NUMBERS = ("accuracy", "accuracy_drop", "agreement", "attack_seconds", "verify_seconds", "queries")
 # Beyond it means and deviations are no floats any more.

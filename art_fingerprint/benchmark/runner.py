@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -128,7 +129,10 @@ class Bench:
             schedule = _Schedule(self.benches, store, f"bench {', '.join(self.benches)}", self.verbose)
             if schedule.todo:
                 store.save_plan(self.plan.to_dict())
-                schedule.run(self._executor)
+                with warnings.catch_warnings():
+                    if all(preset.scale == "smoke" for preset in self.plan.presets):
+                        warnings.simplefilter("ignore", UserWarning)  # too few probes, one class: that is smoke scale
+                    schedule.run(self._executor)
         finally:
             torch.set_num_threads(threads)
         return store.rows_path

@@ -229,6 +229,10 @@ class Store:
         with self._writing():
             write_whole(self.folder / PLAN, json.dumps(plan, indent=2).encode())
 
+    def has_model(self, key: str) -> bool:
+        """Tell whether there are weights under a key, sound or not."""
+        return (self.models / f"{key}.safetensors").exists()
+
     def load_model(self, key: str, classifier: PyTorchClassifier) -> dict[str, Any] | None:
         """Put kept weights into a network and return their notes, or ``None`` if there are none or they are damaged."""
         path = self.models / f"{key}.safetensors"

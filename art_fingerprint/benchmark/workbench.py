@@ -191,8 +191,10 @@ class Workbench:
         """Return a suspect's classifier: kept weights, or trained and kept now."""
         setting = self._setting(suspect)
         independent = suspect.role in ("reference", "negative")
-        found = self.independents.untrained(suspect) if independent else self._untrained(setting)
-        notes = self.store.load_model(suspect.key, found)
+        notes = None
+        if self.store.has_model(suspect.key):  # a large network takes a second to make
+            found = self.independents.untrained(suspect) if independent else self._untrained(setting)
+            notes = self.store.load_model(suspect.key, found)
         if notes is None:
             found = self.independents.train(suspect) if independent else self._make(suspect, setting)
             notes = dict(getattr(found, "surrogate_info", {}))
@@ -320,6 +322,7 @@ class Workbench:
             "model": suspect.key,
             "versions": versions(),
             "device": self._device,
+            "scale": self.preset.scale,
         }
 
     def _facts(self, suspect: Suspect, model: PyTorchClassifier) -> dict[str, Any]:

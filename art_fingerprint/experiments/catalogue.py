@@ -6,6 +6,7 @@ import io
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from art_fingerprint.exceptions import InvalidInputError, MissingDependencyError
 from art_fingerprint.experiments import ablation, insides, learning, ratios, stealing, tables
 from art_fingerprint.experiments.experiment import Experiment, Findings, Run, Seeds
 from art_fingerprint.reporting.layout import render
-from art_fingerprint.reporting.tables import latest_rows
+from art_fingerprint.reporting.tables import latest_rows, warnings_of
 from art_fingerprint.zoo.presets import Preset
 
 logger = logging.getLogger(__name__)
@@ -78,12 +79,15 @@ def run_experiment(
     }
     rows = [row for row in newest if row["key"] in wanted]  # not those of other seeds or settings
     findings = chosen.read(Run(plan, rows, bench.benches[title]))
-    return _write(findings, Path(folder), f"{name}-{preset.name}"), all(row["status"] != "failed" for row in rows)
+    return _write(findings, Path(folder), f"{name}-{preset.name}", warnings_of(rows)), all(
+        row["status"] != "failed" for row in rows
+    )
 
 
-def _write(findings: Findings, folder: Path, stem: str) -> list[Path]:
+def _write(findings: Findings, folder: Path, stem: str, warnings: tuple[str, ...]) -> list[Path]:
     paths = []
-    for part, sheet in findings.sheets.items():
+    for part, found in findings.sheets.items():
+        sheet = replace(found, notes=(*warnings, *(note for note in found.notes if note not in warnings)))
         for form in ("md", "csv"):
             path = folder / f"{stem}{f'-{part}' if part else ''}.{form}"
             write_whole(path, render({stem: sheet}, form).encode())
@@ -91,7 +95,10 @@ def _write(findings: Findings, folder: Path, stem: str) -> list[Path]:
     if findings.figure is not None:
         image = io.BytesIO()
         try:
-            findings.figure().savefig(image, format="png", dpi=150)
+            figure = findings.figure()
+            if warnings:
+                figure.text(0.5, 0.5, "SMOKE SCALE", ha="center", va="center", rotation=20, fontsize=40, alpha=0.15)
+            figure.savefig(image, format="png", dpi=150)
         except MissingDependencyError as error:  # the tables are worth something without it
             logger.warning("%s", error)
             return paths

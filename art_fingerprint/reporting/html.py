@@ -19,7 +19,7 @@ from art_fingerprint.reporting.pictures import Exhibit, inline_png, inline_svg
 from art_fingerprint.reporting.published.differences import FIGURES, GENERAL, VICTIMS, Counterpart, counterpart
 from art_fingerprint.reporting.robustness import table_four, tradeoff, tradeoff_cells
 from art_fingerprint.reporting.strips import MOST_STRIPS, ROLE_COLOURS, drawn, strips
-from art_fingerprint.reporting.tables import Table, by_preset, cells, table_one
+from art_fingerprint.reporting.tables import Table, by_preset, cells, table_one, warnings_of
 from art_fingerprint.reporting.tradeoff_plot import plot_tradeoff
 from art_fingerprint.reporting.verdict_tables import verdict_lines, verdict_sheet, verifier_lines, verifier_sheet
 from art_fingerprint.verifiers.verdict import combine
@@ -62,7 +62,9 @@ def report(
         parts += _exhibits(exhibits.get(preset, ()), f"v{number}")
         parts.append(_how(preset, own, inner, given))
         names.append(preset if len(presets) > 1 else dataset)
-        victims.append(Part(names[-1], _glance(own) if own else paragraph(_NO_GRID, "note"), tuple(parts)))
+        first = "".join(f"<p><b class='key wrong'>{html.escape(text)}</b></p>" for text in warnings_of(newest))
+        first += _glance(own) if own else paragraph(_NO_GRID, "note")
+        victims.append(Part(names[-1], first, tuple(parts)))
     subtitle = "Which models do the verifiers recognise as derived from the victim, and which do they accuse wrongly?"
     return page(f"art_fingerprint: {', '.join(names)}", subtitle, victims)
 

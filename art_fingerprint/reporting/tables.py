@@ -21,6 +21,12 @@ COLUMNS = (
 )
 
 
+SMOKE = (
+    "SMOKE SCALE: a handful of iterations on few images, to see that everything runs. No number here says anything "
+    "about a verifier or an attack."
+)
+
+
 @dataclass(frozen=True)
 class Line:
     """One line of the table: a suspect over its seeds.
@@ -58,6 +64,7 @@ class Table:
     :ivar lines: Suspects: surrogates in order of appearance, negatives last.
     :ivar thresholds: Metric name to threshold.
     :ivar notes: Cells without a result, with the reason, those of one reason together.
+    :ivar warnings: What keeps the numbers from being results: smoke scale.
     """
 
     dataset: str
@@ -65,6 +72,12 @@ class Table:
     lines: tuple[Line, ...]
     thresholds: Mapping[str, float]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """The data set, with a word of a smoke run, for forms that have no notes."""
+        return one_line(self.dataset) + (" (smoke, no results)" if self.warnings else "")
 
 
 def latest_rows(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -128,7 +141,13 @@ def table_one(rows: Iterable[Mapping[str, Any]]) -> Table:
         lines=tuple(_line(label, [row for row in wanted if row["suspect"] == label]) for label in labels),
         thresholds=thresholds,
         notes=_notes(kept),
+        warnings=warnings_of(kept),
     )
+
+
+def warnings_of(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return what a reader of these rows must know: that they are of a smoke run, if they are."""
+    return (SMOKE,) if any(row.get("scale") == "smoke" for row in rows) else ()
 
 
 def _line(label: str, rows: list[Mapping[str, Any]]) -> Line:
@@ -169,9 +188,7 @@ def cells(table: Table) -> list[list[str]]:
     """Return the table as text cells, headings first, thresholds last."""
     shown = [(name, heading, digits) for name, heading, digits in COLUMNS if has_metric(table, name)]
     accuracy = "" if table.victim_accuracy is None else f" (Acc: {table.victim_accuracy:.2f}%)"
-    rows = [
-        [one_line(table.dataset) + accuracy, "Accuracy %", "Drop", *(heading for _, heading, _ in shown), "Ownership?"]
-    ]
+    rows = [[table.title + accuracy, "Accuracy %", "Drop", *(heading for _, heading, _ in shown), "Ownership?"]]
     for line in table.lines:
         values = [mean_std(line.metrics.get(name, ()), digits) for name, _, digits in shown]
         rows.append([one_line(line.label), mean_std(line.accuracy, 2), mean_std(line.drop, 2), *values, line.ownership])
@@ -187,7 +204,7 @@ def has_metric(table: Table, name: str) -> bool:
 
 def sheet(table: Table) -> Sheet:
     """Return the table with its notes, ready for every form."""
-    return Sheet(cells(table), table.notes, rule_before_last=True)
+    return Sheet(cells(table), (*table.warnings, *table.notes), rule_before_last=True)
 
 
 def as_text(table: Table) -> str:

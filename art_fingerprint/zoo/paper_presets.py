@@ -52,6 +52,18 @@ def vit_b32() -> nn.Module:
     return imagenet_vit()
 
 
+def inception_v3_smoke() -> nn.Module:
+    """Return InceptionV3 for images of 75 pixels, a tenth of the work of that for 32: GTSRB's smoke form."""
+    return victim_network("inception_v3", 43, 75)
+
+
+def vit_b32_smoke() -> nn.Module:
+    """Return four blocks of ViT-B/32 with random weights, for images of 64 pixels: ImageNet's smoke form."""
+    network: Any = victim_network("vit_base_patch32_224", 1000, 64)
+    network.blocks = network.blocks[:4]
+    return network
+
+
 def vit_b32_sam() -> nn.Module:
     """Return the network that negatives and references of ImageNet start from."""
     return imagenet_vit("sam_in1k")

@@ -19,6 +19,7 @@ NEGATIVES: Mapping[str, str] = {
 }
 #: Labels of the rows of models that verifiers are given: to calibrate, and to choose queries by.
 REFERENCE, OTHER_DATA_REFERENCE, KNOWN = "Reference", "Reference (other data)", "Known"
+Scale = Literal["full", "smoke"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Preset:
     :ivar independent_architecture: ``package.module:function`` that makes the network from which negatives and
         references start; ``None``: as the victim. Set where the victim starts from published weights: models with one
         start are not independent.
+    :ivar scale: ``"smoke"`` in what :func:`.at_scale` makes: its numbers are no results, and rows and tables say so.
     """
 
     name: str
@@ -107,6 +109,7 @@ class Preset:
     nb_other_data_references: int = 0
     nb_known: int = 0
     held_out_noise: Mapping[str, Any] = field(default_factory=dict)
+    scale: Scale = "full"
 
     @property
     def halved(self) -> bool:

@@ -11,6 +11,7 @@ from art_fingerprint.zoo.architectures import SmallCNN, SmallVGG
 from art_fingerprint.zoo.paper_presets import PAPER_PRESETS
 from art_fingerprint.zoo.preset import AttackSetting, Preset, Source
 from art_fingerprint.zoo.recipes import Recipe
+from art_fingerprint.zoo.scale import at_scale
 
 __all__ = ["PRESETS", "AttackSetting", "Preset", "Source", "load_preset"]
 
@@ -135,11 +136,13 @@ PRESETS: dict[str, Callable[[], Preset]] = {
 }
 
 
-def load_preset(name: str) -> Preset:
+def load_preset(name: str, scale: str = "full") -> Preset:
     """Return a preset by name.
 
-    :raises InvalidInputError: unknown name.
+    :param name: One of :data:`PRESETS`.
+    :param scale: ``"full"``, or ``"smoke"``: in miniature; see :func:`.at_scale`.
+    :raises InvalidInputError: unknown name or scale.
     """
     if name not in PRESETS:
         raise InvalidInputError(f"There is no preset {name!r}; known are {', '.join(sorted(PRESETS))}.")
-    return PRESETS[name]()
+    return at_scale(PRESETS[name](), scale)
