@@ -76,14 +76,13 @@ def _parsed(content: bytes, path: Path, first: int) -> list[dict[str, Any]]:
             raise InvalidInputError(f"No result rows can be read from {path}: line {number}: {error}.") from error
         except (ValueError, RecursionError) as error:
             raise InvalidInputError(f"Line {number} of {path} is not JSON: {error}.") from error
-        if (
-            b"\\ud" in line.lower()
-        ):  # halves of characters, as in names of files that are no text: nothing can write them
+        # halves of characters, as names of files may have them, cannot be written into any table
+        if b"\\ud" in line.lower():
             row = json.loads(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace"))
         try:
             check_row(row)
         except InvalidInputError as error:
-            raise InvalidInputError(f"Line {number} of {path} cannot be used: {error}.") from error
+            raise InvalidInputError(f"Line {number} of {path} cannot be used: {str(error).rstrip('.')}.") from error
         rows.append(row)
     return rows
 

@@ -40,15 +40,18 @@ def predicted_labels(classifier: Any, images: np.ndarray) -> np.ndarray:
     return labels
 
 
-def scores(classifier: Any, images: np.ndarray, batch_size: int = 128) -> np.ndarray:
+def scores(classifier: Any, images: np.ndarray, **options: Any) -> np.ndarray:
     """Return what a classifier answers, ``(n, K)``; its train/eval mode is as before. Cost: n forward samples.
 
+    :param classifier: Any ART classifier.
+    :param images: Checked images ``(n, *input_shape)``.
+    :param options: Of ``predict``.
     :raises SuspectFailedError: it raises an error of its own.
     :raises IncompatibleSuspectError: the answer is not one row of two or more numbers for each image.
     """
     with guarded(classifier, weights=False):  # ART switches the model to evaluation mode and leaves it there
         try:
-            found = np.asarray(classifier.predict(images, batch_size=batch_size))
+            found = np.asarray(classifier.predict(images, **options))
         except FingerprintError:
             raise
         except Exception as error:  # whatever the user's model raises

@@ -163,7 +163,7 @@ def _measured(
 ) -> Robustness:
     images = check_images(x, tuple(classifier.input_shape))
     labels = check_labels(y, len(images), int(classifier.nb_classes))
-    clean, answers = (scores(classifier, data, batch_size) for data in (images, examples))
+    clean, answers = (scores(classifier, data, batch_size=batch_size) for data in (images, examples))
     ordered = np.sort(answers, axis=1)
     tied = ordered[:, -1] - ordered[:, -2] <= _TIE * np.abs(answers).max(1)
     moved = (examples - images).reshape(len(images), -1)
