@@ -217,6 +217,7 @@ def draw(found: Sequence[Contest], victim: float | None) -> Figure:
         if victim is not None:
             axes.axhline(victim, color=colour_of("Victim"), linestyle=":", linewidth=1, label="Victim")
         axes.set_xlabel(UNITS[unit], fontsize=8)
+        axes.locator_params(axis="x", nbins=5)  # six-digit numbers must not touch
     panels[0].set_ylabel("accuracy %", fontsize=8)
     tidy(panels)
     handles, names = panels[0].get_legend_handles_labels()
