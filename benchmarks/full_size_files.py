@@ -101,7 +101,7 @@ def ham10000(root: Path) -> None:
     ]
     table(root / "ham10000" / "HAM10000_metadata.csv", [["lesion_id", "image_id", "dx"], *rows])
     names = [f"BCN_{k:010d}.jpg" for k in range(12_413)]
-    link(pool(root / "pool", 5, 1024, 1024, "jpg", 60), root / "bcn20000" / "BCN_20k_train" / "bcn_20k_train", names)
+    link(pool(root / "pool", 5, 512, 512, "jpg"), root / "bcn20000" / "BCN_20k_train" / "bcn_20k_train", names)
     rows = [[name, DIAGNOSES[k % 8], f"BCN_{k:07d}"] for k, name in enumerate(names)]
     table(root / "bcn20000" / "bcn_20k_train.csv", [["bcn_filename", "diagnosis", "lesion_id"], *rows])
 

@@ -26,15 +26,18 @@ SUFFIX = "-smoke"
 #: share of Fig. 6, are a batch.
 SAMPLES: Mapping[str, int] = {"train": 200, "apart": 40, "test": 40}
 BATCH = 4
+#: Highest learning rate: the gradients of random weights on four images throw deep networks out of range in one step.
+RATE = 1e-4
 #: Steps of a negative's recipe: three stages, each of a step or more.
 _NEGATIVE_STEPS = 4
 _VICTIM_STEPS = 2
 #: Upper limits of an attack's parameters, if it has them; ``None`` stays ``None``.
-ATTACK_LIMITS: Mapping[str, int] = {
+ATTACK_LIMITS: Mapping[str, float] = {
     "batch_size": BATCH,
     "bn_recalibrate": 1,
     "inner_steps": 2,
     "label_queries": 2,
+    "learning_rate": RATE,
     "max_iter": 2,
     "max_iter_attack": 2,
     "nb_adversarial": 4,
@@ -86,7 +89,8 @@ def at_scale(preset: Preset, scale: str) -> Preset:
 
     - at most 200 training images, 40 held apart and 40 for tests, in batches of 4; of a data set of your own, which
       need not know ``max_samples``, all there are;
-    - two optimiser steps for each victim, reference and attack, three for a negative: weights are all but random;
+    - two optimiser steps of a low rate for each victim, reference and attack, three for a negative: weights are all but
+      random;
     - as few probes, masks and neurons as verifiers work with, as few references as the calibration rule takes (two at
       least), one negative;
     - of ImageNet's ViT-B/32, four blocks of random weights on images of 64 pixels; GTSRB's InceptionV3 with the stem
@@ -137,7 +141,12 @@ def _data(preset: Preset, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _recipe(recipe: Recipe, steps: int) -> Recipe:
-    return replace(recipe, max_iter=min(recipe.max_iter, steps), batch_size=min(recipe.batch_size, BATCH))
+    return replace(
+        recipe,
+        max_iter=min(recipe.max_iter, steps),
+        batch_size=min(recipe.batch_size, BATCH),
+        learning_rate=min(recipe.learning_rate, RATE),
+    )
 
 
 def _attack(setting: AttackSetting) -> AttackSetting:

@@ -110,14 +110,18 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("run", ["fashion-mnist"], indirect=True)
-def test_fashion_mnist_and_limited_data(run: Run, tmp_path: Path) -> None:
-    """The cheapest preset of files in the default suite, and Fig. 6, whose shares begin at 2 % of the training set."""
+def test_fashion_mnist_and_figures(run: Run, tmp_path: Path) -> None:
+    """The cheapest preset of files; Fig. 6, whose shares begin at 2 % of the training set; checkpoints of Fig. 4."""
     folder = tmp_path / "out"
     check("fashion-mnist", folder, run("bench"))
     assert "SMOKE SCALE" in run("experiment", "fig6")
     lines = [line for line in table(folder / "fig6-fashion-mnist-smoke.csv") if line["model"].startswith("RemovalNet")]
     assert len(lines) == 2 * 10
     assert (folder / "fig6-fashion-mnist-smoke.png").exists()
+    run("experiment", "fig4")
+    curve = [line for line in table(folder / "fig4-fashion-mnist-smoke.csv") if "train" in line["model"]]
+    assert [line["at"] for line in curve] == ["0", "1", "2"]
+    assert curve[0]["ZEST-L2"] == "0.00"
 
 
 @slow
@@ -142,7 +146,7 @@ def test_two_attacks_of_the_other_attribute(run: Run, tmp_path: Path) -> None:
 
 @slow
 @pytest.mark.parametrize("run", ["skin-lesion-resnet50"], indirect=True)
-def test_skin_lesions_and_experiments(run: Run, tmp_path: Path) -> None:
+def test_skin_lesions_and_tables(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     check("skin-lesion-resnet50", folder, run("bench"))
     models = len(list((folder / "models").iterdir()))
@@ -154,10 +158,6 @@ def test_skin_lesions_and_experiments(run: Run, tmp_path: Path) -> None:
     ]
     maps = table(folder / "fig9-skin-lesion-resnet50-smoke.csv")
     assert [line["model"] for line in maps] == ["FT(0.5)", "RemovalNet(train)", "RemovalNet(apart)", "Negative"]
-    run("experiment", "fig4")
-    curve = [line for line in table(folder / "fig4-skin-lesion-resnet50-smoke.csv") if "train" in line["model"]]
-    assert [line["at"] for line in curve] == ["0", "1", "2"]
-    assert curve[0]["ZEST-L2"] == "0.00"
 
 
 @pytest.mark.parametrize(

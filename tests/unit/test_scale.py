@@ -62,7 +62,8 @@ def test_every_preset_keeps_its_rows(name: str) -> None:
         assert (mine.params["max_iter"], mine.params["batch_size"]) == (2, 4)
     assert small.verifiers["IPGuardVerifier"]["nb_probes"] == 8
     assert (small.victim_recipe.max_iter, small.victim_recipe.batch_size, small.nb_references) == (2, 4, 2)
-    assert small.victim_recipe.learning_rate == full.victim_recipe.learning_rate
+    assert small.victim_recipe.learning_rate == small.negative_recipe.learning_rate == 1e-4
+    assert small.victim_recipe.weight_decay == full.victim_recipe.weight_decay
     assert small.dataset == full.dataset
     assert small.dataset_options["max_samples"] == SAMPLES
     assert small.robustness.keys() == full.robustness.keys()
@@ -106,14 +107,15 @@ def defaults(kind: type, known: list[str]) -> dict[str, int | None]:
 def test_what_is_given_is_limited_and_what_is_smaller_stays() -> None:
     params = at_scale(of("RemovalNetAttack", {"max_iter": 1, "inner_steps": 30, "keep_best": None}), "smoke")
     assert params.attacks["row"].params == {
-        **{"allow_degenerate": True, "batch_size": 4, "inner_steps": 2, "keep_best": None, "max_iter": 1}
+        **{"allow_degenerate": True, "batch_size": 4, "inner_steps": 2, "keep_best": None, "max_iter": 1},
+        "learning_rate": 1e-4,
     }
     judge = at_scale(of("DeepJudgeVerifier", {"neurons": 32, "max_iter": 1}), "smoke").verifiers["DeepJudgeVerifier"]
     assert (judge["neurons"], judge["max_iter"], judge["max_tests_per_neuron"]) == (8, 1, 2)
     assert judge["multiplier"] == VERIFIER_LIMITS["multiplier"]
     row = (("WeightNoiseAttack", {"nb_epochs": 3}), ("FineTuningAttack", {}))
     first, second = at_scale(of("CompositeAttack", {"attacks": row}), "smoke").attacks["row"].params["attacks"]
-    assert first == ("WeightNoiseAttack", {"batch_size": 4, "max_iter": 2, "nb_epochs": 1})
+    assert first == ("WeightNoiseAttack", {"batch_size": 4, "learning_rate": 1e-4, "max_iter": 2, "nb_epochs": 1})
     assert second[1]["max_iter"] == 2
     assert "max_iter" not in at_scale(of("WeightNoiseAttack"), "smoke").attacks["row"].params
     checkpoint = replace(tiny().attacks["FT(0.5)"], params={"max_iter": 100}, step=50)
