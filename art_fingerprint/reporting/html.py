@@ -19,7 +19,7 @@ from art_fingerprint.reporting.pictures import Exhibit, inline_png, inline_svg
 from art_fingerprint.reporting.published.differences import FIGURES, GENERAL, VICTIMS, Counterpart, counterpart
 from art_fingerprint.reporting.robustness import table_four, tradeoff, tradeoff_cells
 from art_fingerprint.reporting.strips import MOST_STRIPS, ROLE_COLOURS, drawn, strips
-from art_fingerprint.reporting.tables import Table, by_preset, cells, table_one, warnings_of
+from art_fingerprint.reporting.tables import SMOKE_TITLE, Table, by_preset, cells, table_one, warnings_of
 from art_fingerprint.reporting.tradeoff_plot import plot_tradeoff
 from art_fingerprint.reporting.verdict_tables import verdict_lines, verdict_sheet, verifier_lines, verifier_sheet
 from art_fingerprint.verifiers.verdict import combine
@@ -61,7 +61,7 @@ def report(
         parts = [] if not own else _own_parts(own, beside, f"v{number}")
         parts += _exhibits(exhibits.get(preset, ()), f"v{number}")
         parts.append(_how(preset, own, inner, given))
-        names.append(preset if len(presets) > 1 else dataset)
+        names.append((preset if len(presets) > 1 else dataset) + (SMOKE_TITLE if warnings_of(newest) else ""))
         first = "".join(f"<p><b class='key wrong'>{html.escape(text)}</b></p>" for text in warnings_of(newest))
         first += _glance(own) if own else paragraph(_NO_GRID, "note")
         victims.append(Part(names[-1], first, tuple(parts)))

@@ -21,6 +21,7 @@ COLUMNS = (
 )
 
 
+SMOKE_TITLE = " (smoke, no results)"
 SMOKE = (
     "SMOKE SCALE: a handful of iterations on few images, to see that everything runs. No number here says anything "
     "about a verifier or an attack."
@@ -77,7 +78,7 @@ class Table:
     @property
     def title(self) -> str:
         """The data set, with a word of a smoke run, for forms that have no notes."""
-        return one_line(self.dataset) + (" (smoke, no results)" if self.warnings else "")
+        return one_line(self.dataset) + (SMOKE_TITLE if self.warnings else "")
 
 
 def latest_rows(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -270,7 +270,7 @@ def test_a_host_that_does_not_share_the_folder_is_told_so(tmp_path: Path) -> Non
 
 # ---------------------------------------------------------------------- ends
 PROGRAM = """
-import sys
+import signal, sys
 from art_fingerprint import cli
 from art_fingerprint.zoo import presets
 from dataclasses import replace
@@ -278,6 +278,7 @@ from tests.end_to_end.test_bench_executors import attacks
 from tests.tiny_preset import tiny
 presets.PRESETS["tiny"] = lambda: replace(tiny(), attacks=attacks(slow="sleep:60"), robustness={})
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts with &
     sys.exit(cli.main(["bench", "--preset", "tiny", "--seeds", "1", "--device", "cpu", "--quiet", *sys.argv[1:]]))
 """
 

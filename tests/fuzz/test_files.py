@@ -27,9 +27,9 @@ from art_fingerprint.verifiers import CommitteeVerifier, Fingerprint, Verifier
 from art_fingerprint.verifiers.calibration import Calibration
 from art_fingerprint.verifiers.fingerprint import _HEADER_KEY, _checksum, _json
 from art_fingerprint.zoo.loading import load_arrays, load_weights
-from tests.conformance.test_verifiers import CASES as VERIFIERS
-from tests.conformance.test_verifiers import extracted, independent
-from tests.conformance.test_verifiers import victim as make_victim
+from tests.conformance.verifier_cases import CASES as VERIFIERS
+from tests.conformance.verifier_cases import extracted, independent
+from tests.conformance.verifier_cases import victim as make_victim
 from tests.conftest import TinyCNN, wrap
 from tests.fuzz.generated import generated
 from tests.fuzz.outcomes import Refused, memory_limit, outcome_is_allowed

@@ -26,8 +26,8 @@ from art_fingerprint.zoo.preset import AttackSetting
 from art_fingerprint.zoo.recipes import Recipe
 from tests.conformance.attack_cases import CASES as ATTACKS
 from tests.conformance.attack_cases import Case as AttackCase
-from tests.conformance.test_verifiers import CASES as VERIFIERS
-from tests.conformance.test_verifiers import Case as VerifierCase
+from tests.conformance.verifier_cases import CASES as VERIFIERS
+from tests.conformance.verifier_cases import Case as VerifierCase
 from tests.fuzz.generated import generated
 from tests.fuzz.outcomes import Refused, outcome_is_allowed
 from tests.fuzz.strategies import near, values

@@ -15,6 +15,7 @@ import pytest
 from art_fingerprint.benchmark.store import KEYS
 from art_fingerprint.exceptions import InvalidInputError
 from art_fingerprint.reporting import tables
+from art_fingerprint.reporting.attack_tables import attack_sheet
 from art_fingerprint.reporting.html import report
 from art_fingerprint.reporting.layout import render
 from art_fingerprint.reporting.robustness import table_four, tradeoff
@@ -424,7 +425,8 @@ def test_html_is_well_formed(rows: list[Row]) -> None:
     # verdicts, Table I, a line for each metric and verifier; facts, attacks, verifiers; all but facts with heads
     models = 3 if len(rows) == len(example()) else 5
     measured = 12 + (1 + models - 1) + (1 + 4)
-    assert document.count("tr") == (1 + models) + (1 + models + 1) + (1 + 6 + 4) + measured
+    attacks = len(attack_sheet(rows).cells)
+    assert document.count("tr") == (1 + models) + (1 + models + 1) + (1 + 6 + 4) + attacks + measured
 
 
 def test_html_escapes_hostile_text() -> None:

@@ -235,7 +235,9 @@ from art_fingerprint.benchmark.store import KEYS, Store, read_rows
 from art_fingerprint.exceptions import StoreError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-row = dict.fromkeys(KEYS, "x" * 20)
+texts = dict.fromkeys(("preset", "dataset", "victim", "suspect", "verifier", "device"), "x" * 20)
+objects = {name: {} for name in ("attack_params", "verifier_params", "metrics", "versions")}
+row = {**dict.fromkeys(KEYS), **texts, **objects, "key": "k", "status": "ok", "role": "victim", "seed": 1}
 for limit in range(1000, 2000, 90):
     folder = Path(sys.argv[1]) / str(limit)
     store = Store(folder)
