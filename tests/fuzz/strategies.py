@@ -63,6 +63,7 @@ OBJECTS: list[Any] = [
 numbers: Strategy = st.sampled_from(NUMBERS) | st.integers() | st.floats()
 #: Any value for any parameter.
 values: Strategy = st.one_of(
+    # mapped, because hypothesis would print what it drew, which fails for a number of thousands of digits
     st.sampled_from([*NUMBERS, *SCALARS, *TEXTS, *OBJECTS]).map(lambda value: value),
     st.integers(),
     st.floats(),
