@@ -169,8 +169,8 @@ def test_switches_of_the_reproduction_notes_are_parameters() -> None:
 # Modules whose names only the package itself uses.
 INSIDE = {
     "benchmark": "independents materials on_ray processes rows suspects validation workbench",
-    "core": "answers chains channel_labels files folding frozen_cut graph group_sets notices outputs parameters rescaling "
-    "stored_weights streams versions weight_format",
+    "core": "answers chains channel_labels files folding frozen_cut graph group_sets notices outputs parameters "
+    "rescaling stored_weights streams versions weight_format",
     "experiments": "ablation exhibits insides learning ratios stealing tables",
     "reporting": "measured page pictures strips",
     "attacks": "removalnet removalnet_checks removalnet_cost removalnet_run",
