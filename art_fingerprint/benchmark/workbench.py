@@ -68,8 +68,9 @@ class Workbench:
         self._architecture = load_architecture(preset.architecture, *facts)
         self._independent = load_architecture(preset.independent_architecture or preset.architecture, *facts)
         with forked_random_state(0):
-            for make in {self._architecture, self._independent}:
-                check_architecture(make, self.data.nb_classes)
+            check_architecture(self._architecture, self.data.nb_classes)
+            if self._independent != self._architecture:
+                check_architecture(self._independent, self.data.nb_classes)
         untrained = self.untrained
         self._device = str(untrained.device)
         self._made_from = {
