@@ -1,11 +1,11 @@
 """Every preset of files at its full size for a handful of iterations: does it fit in memory, and how fast is it?
 
 For each preset a process of its own makes random weights and synthetic files, as many and as large as the published
-ones (``full_size_files.py``), and then does what ``art-fingerprint bench`` does, for a few iterations at a rate
-under which random weights do not diverge: loads the data set with the package's loader, trains a victim, runs the
-first row of each class of attack at the preset's batch size, extracts every fingerprint, asks the victim for it,
-and attacks it for Table IV. Printed are the peak of the resident memory after each stage (of CUDA's allocated
-memory, too) and the time of an iteration.
+ones (``full_size_files.py``), and does what ``art-fingerprint bench`` does, for a few iterations at a rate under which
+random weights do not diverge: it loads the data set with the package's loader, trains a victim, runs the first row of
+each class of attack at the preset's batch size, extracts every fingerprint, asks the victim for it, and attacks it for
+Table IV. Printed are the peak of the resident memory after each stage (of CUDA's allocated memory, too) and the time of
+an iteration.
 
 On a CPU four things are cut that take hours and no memory: RemovalNet's inner steps; the images of attacks and
 verifiers for which a network labels all of them first (the whole set stays loaded); the images attacked for Table IV;
