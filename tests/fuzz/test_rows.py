@@ -21,6 +21,7 @@ from art_fingerprint.benchmark.rows import check_row
 from art_fingerprint.benchmark.store import Store, read_rows
 from art_fingerprint.cli_report import write_report
 from art_fingerprint.exceptions import MissingDependencyError
+from art_fingerprint.reporting import html
 from art_fingerprint.reporting.html import report
 from tests.fuzz.generated import generated
 from tests.fuzz.outcomes import Refused, memory_limit, outcome_is_allowed
@@ -68,7 +69,8 @@ def no_figures(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) 
         def refuse(_: object) -> None:
             raise MissingDependencyError("figures need matplotlib")
 
-        monkeypatch.setattr(cli_report, "plot_tradeoff", refuse)
+        for module, name in ((cli_report, "plot_tradeoff"), (cli_report, "heat_map"), (html, "plot_tradeoff")):
+            monkeypatch.setattr(module, name, refuse)
 
 
 class Tags(HTMLParser):
@@ -82,7 +84,8 @@ class Tags(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.found.add(tag)
         for name, value in attrs:
-            inside = name == "href" and (value or "").startswith("#")  # the table of contents
+            own = ("#", "data:image/png;base64,")  # the table of contents, pixels of a figure
+            inside = name == "href" and (value or "").startswith(own)
             if name.startswith("on") or (name in ("src", "href", "srcdoc") and not inside):
                 self.bad.append((tag, name))
 
