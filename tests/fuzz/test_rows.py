@@ -50,6 +50,8 @@ PAYLOADS = [
 ]
 TEXT_KEYS = ("preset", "dataset", "victim", "suspect", "verifier", "device", "reason", "attack")
 NUMBER_KEYS = ("accuracy", "accuracy_drop", "agreement", "queries", "verify_seconds")
+# Of matplotlib's drawings: whether the usual page has any depends on the test that asked for it first.
+DRAWN = {"svg", "defs", "g", "path", "use", "clippath", "image", "style"}
 ROBUSTNESS = [None, {}, {PAYLOADS[0]: {"accuracy": 1, "undecided": 0}}, {"PGD": {"accuracy": 0.0, "undecided": 1}}]
 LINES = [json.dumps(row) for row in example()]
 WHOLE = ("\n".join(LINES) + "\n").encode()
@@ -85,8 +87,8 @@ class Tags(HTMLParser):
         self.found.add(tag)
         for name, value in attrs:
             own = ("#", "data:image/png;base64,")  # the table of contents, pixels of a figure
-            inside = name == "href" and (value or "").startswith(own)
-            if name.startswith("on") or (name in ("src", "href", "srcdoc") and not inside):
+            inside = name in ("href", "xlink:href") and (value or "").startswith(own)
+            if name.startswith("on") or (name in ("src", "href", "xlink:href", "srcdoc") and not inside):
                 self.bad.append((tag, name))
 
 
@@ -106,7 +108,7 @@ def is_harmless(page: str) -> None:
     """A page has the elements that it always has, and nothing runs or is loaded."""
     found = tags(page)
     assert found.bad == []
-    assert found.found <= usual_tags() | {"svg", "title", "figure", "circle", "line", "rect", "text", "ul", "li", "b"}
+    assert found.found <= usual_tags() | {"svg", "title", "figure", "circle", "line", "rect", "text", "ul", "li", "b"} | DRAWN
 
 
 def is_reported_or_refused(folder: Path, content: bytes) -> Any:
@@ -209,7 +211,6 @@ def odd_but_sound(draw: st.DrawFn) -> list[dict[str, Any]]:
     return rows
 
 
-@pytest.mark.xfail(run=False, reason="drawing does not end after other tests in the same process; cause not found yet")
 @generated(1, 5, rows=odd_but_sound())
 def test_figures_of_extreme_rows(rows: list[dict[str, Any]]) -> None:
     with tempfile.TemporaryDirectory() as name:
