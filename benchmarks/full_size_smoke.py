@@ -231,7 +231,7 @@ def verdicts(
         if small and "layer" in params or name == "DeepJudgeVerifier" and small:
             params["layer"] = "layer"
         with record.stage(name) as entry:
-            arguments = owners_data(data, kind)
+            arguments = owners_data(data, kind, preset)
             if options.device == "cpu" and not small:
                 arguments = tuple(part[:FEW_IMAGES] for part in arguments)
             judge = kind(light if small else victim, **params)
