@@ -156,6 +156,9 @@ class AKHVerifier(ErrorVerifier):
             arrays |= self._soft_statistics(queries.rows, labels)
         return {name: array.numpy() for name, array in arrays.items()}, facts
 
+    def _extraction_passes(self, nb_images: int) -> float:
+        return super()._extraction_passes(nb_images) + (nb_images if self.fill == "low-margin" else 0)
+
     def _score(self, suspect: Suspect, fingerprint: Fingerprint) -> dict[str, float]:
         self._check_label_space(suspect, fingerprint, self.allow_label_mismatch)
         probes, labels = fingerprint.tensors("probes", "labels")

@@ -300,7 +300,7 @@ class Verifier(abc.ABC):
         return self._extraction_passes(nb_images)
 
     def expected_queries(self) -> int | None:
-        """Return the samples that one suspect is sent: at most before extraction, exactly after it; or ``None``."""
+        """Return the samples that a suspect is sent: at most; after extraction exactly, if answers do not matter."""
         return None
 
     @classmethod

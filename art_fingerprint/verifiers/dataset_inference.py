@@ -303,6 +303,18 @@ class DatasetInferenceVerifier(Verifier):
             "nb_extraction_queries": client.queries,
         }
 
+    def _extraction_passes(self, nb_images: int) -> float | None:
+        n = 2 * min(nb_images, self.nb_fit + self.nb_test)
+        most = self._most_queries(n)
+        # a descent's samples go backward as well, but for the first pass, which finds the targets
+        return None if most is None else float(most if self.mode == "blind-walk" else 2 * most - n)
+
+    def expected_queries(self) -> int | None:
+        """Return the samples that a suspect is sent at most: walks and descents end where its labels change."""
+        if self.fingerprint is not None:
+            return int(self.fingerprint.facts["nb_queries"])
+        return self._most_queries(2 * self.nb_test)
+
     def _score(self, suspect: Suspect, fingerprint: Fingerprint) -> dict[str, float]:
         nb_classes = int(fingerprint.facts["nb_classes"])
         if suspect.nb_classes != nb_classes and not self.allow_label_mismatch:
@@ -356,10 +368,12 @@ class DatasetInferenceVerifier(Verifier):
             batch_size=self.batch_size,
         )
 
-    def _most_queries(self, n: int) -> int:
+    def _most_queries(self, n: int) -> int | None:
         if self.mode == "blind-walk":
             return n * 3 * self.nb_draws * self.max_steps
-        targets = min(self.nb_targets, int(self._estimator.nb_classes))  # type: ignore[union-attr]
+        if self._estimator is None:  # whose classes are the targets
+            return None
+        targets = min(self.nb_targets, int(self._estimator.nb_classes))
         return n * (1 + 3 * targets * (self.max_iter + 1))
 
     def _needs_gradients(self) -> bool:

@@ -127,6 +127,9 @@ class ErrorVerifier(Verifier):
             )
         return super().calibrate(models, rule, alpha, confidence, false_positive_rate, outputs)
 
+    def _extraction_passes(self, nb_images: int) -> float:
+        return float(nb_images + self.nb_probes)  # each image, then each query once more
+
     def expected_queries(self) -> int:
         """Return the samples that one suspect is sent: at most before extraction, exactly after it."""
         return self.nb_probes if self.fingerprint is None else int(self.fingerprint.facts["nb_probes"])

@@ -159,6 +159,13 @@ class WeightAlignmentVerifier(Verifier):
         self._check_params()
 
     # ------------------------------------------------------------------ hooks
+    def _extraction_passes(self, nb_images: int) -> float:
+        return 1.0
+
+    def expected_queries(self) -> int:
+        """Return 0: weights are read, and nothing is asked."""
+        return 0
+
     def _extract(
         self, victim: LogitsNetwork, x: Tensor, y: Tensor | None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -110,15 +110,9 @@ def verifier_costs() -> list[list[str]]:
         costs = ["-", "-"]
         if kind is not verifiers.CommitteeVerifier:
             verifier = kind(victim())
-            queries = 0 if asks_nothing(kind) else verifier.expected_queries()
-            costs = [rounded(queries), rounded(verifier.expected_extraction_passes(NB_IMAGES))]
+            costs = [rounded(verifier.expected_queries()), rounded(verifier.expected_extraction_passes(NB_IMAGES))]
         rows.append([code(name), *costs, *VERIFIERS[name]])
     return rows
-
-
-def asks_nothing(kind: Any) -> bool:
-    """Tell whether a verifier reads weights and sends no query."""
-    return kind is verifiers.WeightAlignmentVerifier
 
 
 def decides_alone(kind: Any) -> bool:
