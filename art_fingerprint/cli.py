@@ -53,6 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("--ray-address", metavar="ADDRESS", help="a Ray cluster, e.g. auto (default: this machine)")
     runs.add_argument("--device", choices=("gpu", "cpu"), default="gpu", help="gpu: CUDA where there is one (default)")
     runs.add_argument("--quiet", action="store_true", help="no progress bar")
+    runs.add_argument(
+        "--dry-run", action="store_true", help="check the settings, print the cells and their cost, and stop"
+    )
 
     bench = verbs.add_parser(
         "bench", parents=[runs], help="run a grid and print the table; continues where a former run stopped"
@@ -64,9 +67,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--attacks", metavar="A,B", help="row labels to run, e.g. 'FT(0.5),RemovalNet(train)'")
     bench.add_argument("--verifiers", metavar="V,W", help="verifiers to run, e.g. IPGuardVerifier,ZestVerifier")
-    bench.add_argument(
-        "--dry-run", action="store_true", help="check the plan, print its cells and their cost, and stop"
-    )
 
     experiment = verbs.add_parser("experiment", parents=[runs], help="run one table or figure of the paper by name")
     experiment.add_argument("name", metavar="NAME", help="e.g. fig4; see list experiments")
@@ -187,11 +187,7 @@ def _list(what: str) -> int:
 def _bench(arguments: argparse.Namespace) -> int:
     from art_fingerprint import cli_bench
 
-    if arguments.dry_run:
-        cli_bench.outline(arguments)
-        return OK
-    cli_bench.run(arguments)
-    return _report(arguments.out)
+    return _report(arguments.out) if cli_bench.run(arguments) else OK
 
 
 def _report(folder: Path, published: str | None = None) -> int:

@@ -11,16 +11,19 @@ from art_fingerprint.cli_signals import terminated_as_interrupted
 from art_fingerprint.reporting import layout
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Run what is not done yet."""
+def run(arguments: argparse.Namespace) -> bool:
+    """Run what is not done yet and return ``True``, or only say what that is."""
     bench = _bench(arguments)
+    if arguments.dry_run:
+        outline(bench)
+        return False
     with terminated_as_interrupted():
         bench.run()
+    return True
 
 
-def outline(arguments: argparse.Namespace) -> None:
+def outline(bench: Bench) -> None:
     """Print the cells of a plan, what is done of them, and what the rest will cost."""
-    bench = _bench(arguments)
     lines = bench.outline()
     rows = [["victim", "what", "models", "cells", "done", "forward passes"]]
     for line in lines:

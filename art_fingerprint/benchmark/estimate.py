@@ -57,7 +57,7 @@ def lines(bench: Workbench, done: Collection[str]) -> list[Line]:
         cells = len(mine) * len(preset.verifiers)
         todo = sum(len(left[suspect]) for suspect in mine)
         parts = [_suspect_passes(bench, suspect, left[suspect]) for suspect in mine if left[suspect]]
-        found.append(Line(preset.name, label, len(mine), cells, cells - todo, _sum(parts)))
+        found.append(Line(preset.name, label, len(mine), cells, cells - todo, _sum(parts) if todo else 0.0))
     return found
 
 

@@ -50,6 +50,13 @@ def experiment(name: str) -> Experiment:
     return EXPERIMENTS[name]
 
 
+def bench_of(
+    name: str, preset: Preset, folder: str | os.PathLike[str], seeds: Seeds = (0, 1, 2), **options: Any
+) -> Bench:
+    """Return the grid of an experiment, checked and not run. Arguments and errors as in :func:`run_experiment`."""
+    return Bench(experiment(name).plan(preset, seeds), folder, **options)
+
+
 def run_experiment(
     name: str, preset: Preset, folder: str | os.PathLike[str], seeds: Seeds = (0, 1, 2), **options: Any
 ) -> tuple[list[Path], bool]:
@@ -66,10 +73,9 @@ def run_experiment(
     :return: The files that were written, and whether all cells of the experiment have a result.
     :raises InvalidInputError: unknown name, or a preset that does not fit the experiment.
     """
-    chosen = experiment(name)
-    plan = chosen.plan(preset, seeds)
-    bench = Bench(plan, folder, **options)
+    bench = bench_of(name, preset, folder, seeds, **options)
     bench.run()
+    plan = bench.plan
     title = plan.presets[0].name
     newest = [row for row in latest_rows(read_rows(folder)) if row["preset"] == title]
     wanted = {
@@ -78,7 +84,7 @@ def run_experiment(
         for verifier in plan.presets[0].verifiers
     }
     rows = [row for row in newest if row["key"] in wanted]  # not those of other seeds or settings
-    findings = chosen.read(Run(plan, rows, bench.benches[title]))
+    findings = EXPERIMENTS[name].read(Run(plan, rows, bench.benches[title]))
     return _write(findings, Path(folder), f"{name}-{preset.name}", warnings_of(rows)), all(
         row["status"] != "failed" for row in rows
     )

@@ -203,6 +203,17 @@ def test_plan_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*options, "--seeds", "0,5", "--dry-run"]) == 0
     done = [line.split() for line in capsys.readouterr().out.split("\n")]
     assert [line[:5] for line in done if line[:2] == ["tiny", "Negative"]] == [["tiny", "Negative", "2", "2", "1"]]
+    assert ["tiny", "Victim", "1", "1", "1", "0"] in done
+
+
+def test_dry_run_of_an_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    options = ["experiment", "fig4", "--preset", "tiny", "--seeds", "1", "--out", str(out), "--device", "cpu", "--quiet"]
+    assert cli.main([*options, "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "tiny fig4" in text
+    assert "Nothing was run." in text
+    assert not out.exists()
 
 
 def test_plan_and_preset_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
