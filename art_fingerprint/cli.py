@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any, NoReturn
 from art_fingerprint._version import __version__
 from art_fingerprint.exceptions import FingerprintError
 
-OK, DERIVED, BAD_INPUT, SOME_FAILED = 0, 1, 2, 3
+OK, DERIVED, BAD_INPUT, SOME_FAILED, STOPPED, BROKEN_PIPE = 0, 1, 2, 3, 130, 141
 
 
 class _Parser(argparse.ArgumentParser):
@@ -30,7 +32,9 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     show = verbs.add_parser("list", help="list attacks, verifiers, presets or experiments")
-    show.add_argument("what", choices=("attacks", "verifiers", "presets", "experiments"))
+    show.add_argument(
+        "what", choices=("attacks", "verifiers", "presets", "experiments"), help="names and a line on each"
+    )
 
     runs = _Parser(add_help=False)
     runs.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for rows, models and tables")
@@ -105,7 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     extract.add_argument("--thresholds", type=Path, metavar="T.json", help="write the thresholds here, too")
 
     verify = verbs.add_parser("verify", parents=[model], help="check a suspect against a fingerprint file")
-    verify.add_argument("--fingerprint", required=True, type=Path, metavar="FILE")
+    verify.add_argument(
+        "--fingerprint", required=True, type=Path, metavar="FILE", help="what `extract` wrote, calibrated or not"
+    )
     verify.add_argument("--verifier", metavar="NAME", help="default: as the file says; your own: package.module:Class")
     verify.add_argument("--thresholds", type=Path, metavar="T.json", help="use these instead of the file's own")
     verify.add_argument("--outputs", default="auto", help="auto (default), logits, probabilities or labels")
@@ -164,24 +170,30 @@ def _single(parsed: argparse.Namespace) -> int:
 
 
 def _list(what: str) -> int:
+    """Print names, each with a line on what it is."""
     if what == "presets":
-        from art_fingerprint.zoo.presets import PRESETS
+        from art_fingerprint.zoo.presets import PRESETS, load_preset
 
-        names = list(PRESETS)
-    elif what == "attacks":
-        import art_fingerprint.attacks as attacks
-
-        names = [name for name in attacks.__all__ if name != "RemovalAttack"]
+        found = {name: f"data set {load_preset(name).dataset}" for name in PRESETS}
     elif what == "experiments":
         from art_fingerprint.experiments.catalogue import EXPERIMENTS
 
-        names = [f"{name:8s}{known.title}" for name, known in EXPERIMENTS.items()]
+        found = {name: known.title for name, known in EXPERIMENTS.items()}
     else:
+        import art_fingerprint.attacks as attacks
         import art_fingerprint.verifiers as verifiers
 
-        names = [name for name in verifiers.__all__ if name.endswith("Verifier") and name != "Verifier"]
-    print("\n".join(names))
+        module, end = (attacks, "Attack") if what == "attacks" else (verifiers, "Verifier")
+        names = [name for name in module.__all__ if name.endswith(end) and name not in ("RemovalAttack", "Verifier")]
+        found = {name: _summary(getattr(module, name)) for name in names}
+    width = max(map(len, found))
+    print("\n".join(f"{name:{width}}  {line}".rstrip() for name, line in found.items()))
     return OK
+
+
+def _summary(kind: type) -> str:
+    """Return the first sentence of a class's docstring, which ``python -OO`` takes away."""
+    return " ".join((inspect.getdoc(kind) or "").split("\n\n")[0].split()).replace("``", "").rstrip(".")
 
 
 def _bench(arguments: argparse.Namespace) -> int:
@@ -199,26 +211,36 @@ def _report(folder: Path, published: str | None = None) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status.
 
-    0: done; 1: derived, under ``verify --fail-if-derived``; 2: bad input; 3: some cells, or the doctor, failed.
+    0: done; 1: derived, under ``verify --fail-if-derived``; 2: bad input; 3: some cells, or the doctor, failed; 130:
+    stopped; 141: nobody read the output.
     """
     parsed = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
     try:
-        if parsed.verb == "list":
-            return _list(parsed.what)
-        if parsed.verb == "bench":
-            return _bench(parsed)
-        if parsed.verb == "experiment":
-            from art_fingerprint import cli_experiment
-
-            return OK if cli_experiment.run(parsed) else SOME_FAILED
-        return _report(parsed.folder, parsed.published) if parsed.verb == "report" else _single(parsed)
+        status = _run(parsed)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # nobody reads on, as behind `| head`; Python is not to try again when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
     except (FingerprintError, OSError) as error:
         print(f"art-fingerprint: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("art-fingerprint: stopped; run the same command again to go on.", file=sys.stderr)
-        return 130
+        return STOPPED
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    if parsed.verb == "list":
+        return _list(parsed.what)
+    if parsed.verb == "bench":
+        return _bench(parsed)
+    if parsed.verb == "experiment":
+        from art_fingerprint import cli_experiment
+
+        return OK if cli_experiment.run(parsed) else SOME_FAILED
+    return _report(parsed.folder, parsed.published) if parsed.verb == "report" else _single(parsed)
 
 
 if __name__ == "__main__":

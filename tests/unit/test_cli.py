@@ -82,10 +82,18 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 def test_list(what: str, names: set[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list", what]) == 0
     out, err = capsys.readouterr()
-    assert names <= set(out.split("\n"))
-    assert not {"RemovalAttack", "Verifier", "Fingerprint", "Verdict"} & set(out.split("\n"))
+    listed = dict(line.split(maxsplit=1) for line in out.rstrip("\n").split("\n"))  # each has a line
+    assert names <= set(listed)
+    assert not {"RemovalAttack", "Verifier", "Fingerprint", "Verdict"} & set(listed)
     assert out.endswith("\n")
     assert err == ""
+
+
+def test_nobody_reads_the_list() -> None:
+    command = f"{sys.executable} -m art_fingerprint.cli list attacks | true; echo ${{PIPESTATUS[0]}}"
+    found = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert found.stdout in ("141\n", "0\n")  # it may have been quicker
+    assert found.stderr == ""
 
 
 # ---------------------------------------------------------------------- bench and report
@@ -208,7 +216,7 @@ def test_plan_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_dry_run_of_an_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
-    options = ["experiment", "fig4", "--preset", "tiny", "--seeds", "1", "--out", str(out), "--device", "cpu", "--quiet"]
+    options = ["experiment", "fig4", "--preset", "tiny", "--seeds", "1", "--out", str(out), "--device", "cpu"]
     assert cli.main([*options, "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert "tiny fig4" in text
