@@ -16,7 +16,7 @@ from art_fingerprint.core.files import write_whole
 from art_fingerprint.core.taps import near_names
 from art_fingerprint.exceptions import InvalidInputError, MissingDependencyError
 from art_fingerprint.experiments import ablation, insides, learning, ratios, stealing, tables
-from art_fingerprint.experiments.experiment import Experiment, Findings, Run, Seeds
+from art_fingerprint.experiments.experiment import Experiment, Findings, Run, Seeds, failures
 from art_fingerprint.reporting.layout import render
 from art_fingerprint.reporting.tables import latest_rows, warnings_of
 from art_fingerprint.zoo.presets import Preset
@@ -85,15 +85,18 @@ def run_experiment(
     }
     rows = [row for row in newest if row["key"] in wanted]  # not those of other seeds or settings
     findings = EXPERIMENTS[name].read(Run(plan, rows, bench.benches[title]))
-    return _write(findings, Path(folder), f"{name}-{preset.name}", warnings_of(rows)), all(
-        row["status"] != "failed" for row in rows
-    )
+    warnings = warnings_of(rows)
+    missing = () if EXPERIMENTS[name] is tables.TABLE1 else failures(rows)  # that table says it itself
+    paths = _write(findings, Path(folder), f"{name}-{preset.name}", warnings, missing)
+    return paths, all(row["status"] != "failed" for row in rows)
 
 
-def _write(findings: Findings, folder: Path, stem: str, warnings: tuple[str, ...]) -> list[Path]:
+def _write(
+    findings: Findings, folder: Path, stem: str, warnings: tuple[str, ...], missing: tuple[str, ...]
+) -> list[Path]:
     paths = []
     for part, found in findings.sheets.items():
-        sheet = replace(found, notes=(*warnings, *(note for note in found.notes if note not in warnings)))
+        sheet = replace(found, notes=(*warnings, *(note for note in found.notes if note not in warnings), *missing))
         for form in ("md", "csv"):
             path = folder / f"{stem}{f'-{part}' if part else ''}.{form}"
             write_whole(path, render({stem: sheet}, form).encode())

@@ -11,6 +11,7 @@ from typing import Any
 
 from art_fingerprint.exceptions import FingerprintError
 from art_fingerprint.experiments.catalogue import EXPERIMENTS
+from art_fingerprint.experiments.experiment import failures
 from art_fingerprint.reporting.layout import Sheet
 from art_fingerprint.reporting.pictures import Exhibit
 
@@ -59,6 +60,7 @@ def exhibits(folder: Path, preset: str, experiments: Mapping[str, Sequence[Row]]
             try:
                 findings = chosen.from_rows(rows)
                 sheets, figure = findings.sheets, findings.figure
+                notes += failures(rows)
             except FingerprintError as error:
                 notes.append(f"The rows cannot be read: {error}")
         else:

@@ -13,7 +13,7 @@ from art_fingerprint.benchmark.plan import Plan
 from art_fingerprint.benchmark.suspects import Suspect
 from art_fingerprint.benchmark.workbench import Workbench
 from art_fingerprint.exceptions import InvalidInputError
-from art_fingerprint.reporting.layout import Sheet
+from art_fingerprint.reporting.layout import Sheet, one_line
 from art_fingerprint.reporting.tables import COLUMNS, latest_rows
 from art_fingerprint.zoo.loading import attack_class
 from art_fingerprint.zoo.presets import AttackSetting, Preset
@@ -125,6 +125,30 @@ def models_of(rows: Iterable[Row]) -> list[Model]:
         accuracy = 100 * own[0]["accuracy"]
         found.append(Model(label, own[0]["role"], seed, accuracy, metrics, passes, own[0]["attack_seconds"]))
     return found
+
+
+def failures(rows: Iterable[Row]) -> tuple[str, ...]:
+    """Return a sentence for every row label that lacks results: what a table says of it is about the other seeds."""
+    newest: dict[str, dict[int, list[Row]]] = {}
+    for row in latest_rows(rows):
+        newest.setdefault(row["suspect"], {}).setdefault(row["seed"], []).append(row)
+    found = []
+    for label, seeds in newest.items():
+        broken: dict[tuple[str, ...], list[Row]] = {}  # verifiers without a result to one row of each seed
+        for own in seeds.values():
+            failed = [row for row in own if row["status"] == "failed"]
+            if failed:
+                what = () if len(failed) == len(own) else tuple(row["verifier"] for row in failed)
+                broken.setdefault(what, []).append(failed[0])
+        for verifiers, failed in broken.items():
+            of = f" of {', '.join(verifiers)}" if verifiers else ""
+            found.append(
+                one_line(
+                    f"{label}: no result{of} for {len(failed)} of {len(seeds)} seeds; numbers are of the others. "
+                    f"Seed {failed[0]['seed']}: {failed[0]['reason']}"
+                )
+            )
+    return tuple(found)
 
 
 def directions(rows: Iterable[Row]) -> dict[str, str]:

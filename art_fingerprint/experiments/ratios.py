@@ -50,9 +50,7 @@ def read(rows: Sequence[Row]) -> Findings:
     models = [model for model in models_of(rows) if model.role != "reference"]
     known = directions(rows)
     ratios = places(rows)
-    missing = [label for label in ratios if not any(model.label == label for model in models)]
-    notes = (f"Could not be run, too little data: {', '.join(missing)}.",) if missing else ()
-    return Findings({"": Sheet(metric_cells(models, known, ratios), notes)}, lambda: draw(models, known, ratios))
+    return Findings({"": Sheet(metric_cells(models, known, ratios))}, lambda: draw(models, known, ratios))
 
 
 def draw(models: Sequence[Model], known: Mapping[str, str], ratios: Mapping[str, float]) -> Figure:

@@ -21,6 +21,7 @@ from art_fingerprint.experiments.experiment import (
     Model,
     base_label,
     checkpoints,
+    failures,
     models_of,
     removal_rows,
     scaled,
@@ -224,6 +225,26 @@ def test_models_hold_all_rows_of_a_suspect() -> None:
     assert models_of(rows) == [Model("x@3", "surrogate", 0, 50.0, {"LOD": 1.0}, None, 2.0)]
     assert base_label("RemovalNet(a@b)@30") == "RemovalNet(a@b)"
     assert base_label("FT(0.5)") == "FT(0.5)"
+
+
+def test_seeds_without_a_result_are_named() -> None:
+    row: dict[str, Any] = {"preset": "p", "victim": "v", "suspect": "beta@4.0", "status": "ok", "reason": ""}
+    rows = [
+        {**row, "seed": seed, "verifier": verifier, **changes}
+        for seed, verifier, changes in (
+            (0, "A", {"status": "failed", "reason": "diverged\nat 3"}),
+            (0, "B", {"status": "failed", "reason": "diverged\nat 3"}),
+            (1, "A", {"status": "skipped", "reason": "other architecture"}),
+            (1, "B", {"status": "failed", "reason": "it was lost"}),
+            (2, "A", {"status": "failed", "reason": "tried again since"}),
+            (2, "A", {}),
+            (2, "B", {}),
+        )
+    ]
+    assert failures(rows) == (
+        "beta@4.0: no result for 1 of 3 seeds; numbers are of the others. Seed 0: diverged at 3",
+        "beta@4.0: no result of B for 1 of 3 seeds; numbers are of the others. Seed 1: it was lost",
+    )
 
 
 def test_some_of_each_class() -> None:
