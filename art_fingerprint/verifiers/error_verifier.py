@@ -119,11 +119,11 @@ class ErrorVerifier(Verifier):
         """
         facts = self._require_fingerprint().facts
         models = check_sequence("references", references)
-        chosen_by = facts["negatives"]
+        chosen_by = {**facts["negatives"], **facts.get("positives", {})}
         if chosen_by and models and not set(chosen_by).isdisjoint(reference_digests(models, facts["victim"])):
             raise CalibrationError(
                 "A reference model is one of the `negatives` that the queries were chosen by, which makes it look more "
-                "independent than others are: calibrate with other models."
+                "independent than others are, or one of the `positives`, which are derived: use others."
             )
         return super().calibrate(models, rule, alpha, confidence, false_positive_rate, outputs)
 
@@ -170,12 +170,15 @@ class ErrorVerifier(Verifier):
     def _check_errors(self, errors: Tensor, n: int, instead: str = "") -> None:
         """Raise unless the victim errs on enough of the ``n`` images given."""
         if len(errors) < self._errors_needed:
-            fitting = " that the negatives get right" if self._pool else ""
             raise EmptyFingerprintError(
-                f"The victim errs on {len(errors)} of the {n} images{fitting}; {self._errors_needed} are needed. "
-                "Pass more labelled images that it was not trained on, harder ones too (noisy, shifted, of another "
-                f"source), or lower `min_errors`{instead}."
+                f"The victim errs on {len(errors)} of the {n} images{self._fitting()}; {self._errors_needed} are "
+                "needed. Pass more labelled images that it was not trained on, harder ones too (noisy, shifted, of "
+                f"another source), or lower `min_errors`{instead}."
             )
+
+    def _fitting(self) -> str:
+        """Return which of the victim's errors count, as a part of a sentence."""
+        return " that the negatives get right" if self._pool else ""
 
     def _check_variety(self, answers: Tensor) -> None:
         """Raise if the victim answers all queries alike, as any constant model would."""

@@ -11,16 +11,18 @@ import torch.nn.functional as F
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
-from art_fingerprint.core.checks import check_choice, check_flag, check_number
-from art_fingerprint.core.classifier import LogitsNetwork
+from art_fingerprint.core.checks import check_choice, check_flag, check_number, check_sequence, check_suspect
+from art_fingerprint.core.classifier import LogitsNetwork, network_of
+from art_fingerprint.core.digests import network_digest
 from art_fingerprint.core.outputs import labels_of
 from art_fingerprint.core.queries import NanPolicy, Suspect, same_space
 from art_fingerprint.core.seeding import torch_generator
-from art_fingerprint.exceptions import AccessError, EmptyFingerprintError, InvalidInputError
+from art_fingerprint.exceptions import AccessError, CalibrationError, EmptyFingerprintError, InvalidInputError
 from art_fingerprint.verifiers.base import Access, Metric
 from art_fingerprint.verifiers.error_sampler import Queries, corner_cutmix, error_queries, mixtures
 from art_fingerprint.verifiers.error_verifier import ErrorVerifier
 from art_fingerprint.verifiers.fingerprint import Fingerprint, warn_if_few
+from art_fingerprint.verifiers.references import reference_digests
 
 SAMPLES = ("errors", "cutmix")
 CORRELATIONS = ("cosine-distance", "cosine", "gaussian")
@@ -95,11 +97,12 @@ class SACVerifier(ErrorVerifier):
     Decision rules of the method: :func:`midway_threshold`, which is put into a calibration by ``dataclasses.replace(
     verifier.fingerprint.calibration, thresholds={"SAC": ...})``; else ``calibrate(references, rule="fpr")``.
 
-    Deviations: SAC-w, which chooses images that the victim's surrogates get wrong, too, is not there; its other half,
-    images on which independent models answer otherwise, is ``negatives`` of :meth:`extract`: at most the share ``1 -
-    min_differ`` of them may share the victim's wrong label.
+    SAC-w, which chooses among the victim's errors, is ``samples="errors"`` with ``negatives`` and ``positives`` of
+    :meth:`extract`: images that copies of the victim get wrong, too, and that independent models answer otherwise. How
+    many of them must do so the paper leaves open: ``min_shared`` and ``min_differ``.
 
-    Cost of extraction: one forward sample for each image (with ``"cutmix"`` for each query). Scoring: n queries.
+    Cost of extraction: one forward sample for each image (with ``"cutmix"`` for each query), of every negative and
+    positive, too. Scoring: n queries.
     """
 
     metrics: ClassVar[tuple[Metric, ...]] = (
@@ -112,6 +115,7 @@ class SACVerifier(ErrorVerifier):
         "samples",
         "fill",
         "min_differ",
+        "min_shared",
         "correlation",
         "difference",
         "space",
@@ -131,6 +135,7 @@ class SACVerifier(ErrorVerifier):
         samples: str = "errors",
         fill: bool = True,
         min_differ: float = 0.85,
+        min_shared: float = 0.85,
         correlation: str = "cosine-distance",
         difference: str = "mean",
         space: str = "auto",
@@ -147,6 +152,7 @@ class SACVerifier(ErrorVerifier):
         :param samples: ``"errors"`` of the victim (SAC-source), or ``"cutmix"`` of random pairs in a corner (SAC-m).
         :param fill: Add mirror images and CutMix of the errors where they are fewer than ``nb_probes``.
         :param min_differ: Share of the ``negatives`` that must answer an error otherwise than the victim (ours).
+        :param min_shared: Share of the ``positives`` that must get an error of the victim wrong, too (ours).
         :param correlation: ``"cosine-distance"``, ``"cosine"`` or ``"gaussian"``: see :func:`correlation_matrix`.
         :param difference: ``"mean"`` or ``"rms"``: see :func:`correlation_distance`.
         :param space: ``"auto"``: logits, or log-probabilities where the suspect answers probabilities;
@@ -170,10 +176,53 @@ class SACVerifier(ErrorVerifier):
         self.samples = samples
         self.fill = fill
         self.min_differ = min_differ
+        self.min_shared = min_shared
         self.correlation = correlation
         self.difference = difference
         self.space = space
+        self._copies: list[Tensor] = []  # as `_pool`, of the positives
         self._check_params()
+
+    def extract(
+        self, x: np.ndarray, y: np.ndarray | None = None, negatives: Sequence[Any] = (), positives: Sequence[Any] = ()
+    ) -> Fingerprint:
+        """Extract the victim's fingerprint, as :meth:`ErrorVerifier.extract` does.
+
+        :param x: As there; for ``samples="cutmix"`` any images.
+        :param y: As there; not for ``samples="cutmix"``.
+        :param negatives: As there.
+        :param positives: ART classifiers that were derived from the victim, by attacks of yours, to choose errors that
+            copies keep (SAC-w). Each answers ``x`` once. They cannot calibrate this fingerprint.
+        :raises InvalidInputError: as there, or positives without ``samples="errors"``.
+        :raises CalibrationError: as there, or a positive is the victim, a negative, or comes twice.
+        """
+        models = check_sequence("positives", positives)
+        if models and self.samples != "errors":
+            raise InvalidInputError(
+                f'`positives` choose among errors: they need samples="errors", not {self.samples!r}.'
+            )
+        victim = self._estimator
+        digests: dict[str, str] = {}
+        try:
+            if victim is not None and models:
+                for model in models:
+                    check_suspect(self, model)
+                digests = self._digests_of(models, check_sequence("negatives", negatives))
+                self._copies = [self._answers(model, x, victim) for model in models]
+            fingerprint = super().extract(x, y, negatives)
+        finally:
+            self._copies = []
+        fingerprint.facts |= {"nb_positives": len(models), "positives": digests}
+        return fingerprint
+
+    def _digests_of(self, positives: Sequence[Any], negatives: Sequence[Any]) -> dict[str, str]:
+        try:
+            found = reference_digests(positives, network_digest(network_of(self._estimator)))
+        except CalibrationError as error:
+            raise CalibrationError(f"`positives`: {error}") from error
+        if not set(found).isdisjoint(reference_digests(negatives, "")):
+            raise CalibrationError("A model is among the `negatives` and the `positives`: it is derived, or it is not.")
+        return found
 
     def _extract(
         self, victim: LogitsNetwork, x: Tensor, y: Tensor | None
@@ -242,13 +291,22 @@ class SACVerifier(ErrorVerifier):
         if self._pool:
             differ = torch.stack([labels_of(probabilities) != predicted for probabilities in self._pool])
             wrong &= differ.double().mean(0) >= self.min_differ
+        if self._copies:
+            shared = torch.stack([labels_of(probabilities) != truth for probabilities in self._copies])
+            wrong &= shared.double().mean(0) >= self.min_shared
         return wrong.nonzero()[:, 0]
+
+    def _fitting(self) -> str:
+        negatives = " that the negatives answer otherwise" if self._pool else ""
+        positives = " that the positives get wrong, too" if self._copies else ""
+        return f"{negatives}{' and' if negatives and positives else ''}{positives}"
 
     def _check_params(self) -> None:
         super()._check_params()
         check_choice("samples", self.samples, SAMPLES)
         check_flag("fill", self.fill)
         check_number("min_differ", self.min_differ, 0, 1)
+        check_number("min_shared", self.min_shared, 0, 1)
         check_choice("correlation", self.correlation, CORRELATIONS)
         check_choice("difference", self.difference, DIFFERENCES)
         check_choice("space", self.space, ("auto", "probabilities"))

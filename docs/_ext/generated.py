@@ -34,7 +34,7 @@ VERIFIERS: dict[str, tuple[str, str]] = {
     "IPGuardVerifier": ("Cao et al., AsiaCCS 2021", "complete"),
     "ModelDiffVerifier": ("Li et al., ISSTA 2021", "complete"),
     "RobustnessVerifier": ("RemovalNet, section 5.1", "complete; thresholds ours"),
-    "SACVerifier": ("Guan et al., NeurIPS 2022", "without SAC-w"),
+    "SACVerifier": ("Guan et al., NeurIPS 2022", "complete; SAC-w by models of your own"),
     "WeightAlignmentVerifier": ("ours; matching after Git Re-Basin, ICLR 2023", "complete"),
     "ZestVerifier": ("Jia et al., ICLR 2022", "complete"),
 }

@@ -10,6 +10,7 @@ import pytest
 from art.estimators.classification import BlackBoxClassifierNeuralNetwork, PyTorchClassifier
 from torch import nn
 
+from art_fingerprint.attacks import FineTuningAttack
 from art_fingerprint.exceptions import (
     CalibrationError,
     EmptyFingerprintError,
@@ -173,6 +174,55 @@ def test_akh_with_negatives_keeps_what_they_get_right() -> None:
     assert fingerprint.facts["nb_errors"] == 12
     assert verifier.score(victim())["AKH-soft"] > verifier.score(independent(2))["AKH-soft"]
     assert "AKH-soft" not in verifier.score(label_box(victim()))
+
+
+# ---------------------------------------------------------------------- positives
+def tuned(seed: int, count: int = 20) -> PyTorchClassifier:
+    """A copy of the victim that has learned the given labels of some images, and errs as the victim on the others."""
+    attack = FineTuningAttack(
+        victim(), ratio=1.0, max_iter=20 * count, batch_size=10, learning_rate=0.01, hflip=False, seed=seed
+    )
+    return attack.generate(X[:count], Y_WRONG[:count])
+
+
+def test_sac_w_keeps_the_errors_that_copies_share() -> None:
+    copies = [tuned(0), tuned(1)]
+    wrong = np.stack([copy.predict(X).argmax(1) != Y_WRONG for copy in copies])
+    kept = wrong.all(0) & (Y != Y_WRONG)
+    assert 0 < kept.sum() < 12
+    verifier = SACVerifier(victim(), min_errors=1, fill=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of few queries
+        fingerprint = verifier.extract(X, Y_WRONG, positives=copies)
+        assert sorted(fingerprint.arrays["rows"]) == np.flatnonzero(kept).tolist()
+        assert fingerprint.facts["nb_positives"] == 2
+        half = SACVerifier(victim(), min_errors=1, fill=False, min_shared=0.5).extract(X, Y_WRONG, positives=copies)
+        assert half.facts["nb_errors"] == (wrong.any(0) & (Y != Y_WRONG)).sum()
+        both = verifier.extract(X, Y_WRONG, negatives=[independent(1)], positives=[label_box(copies[0])])
+        assert both.facts["nb_errors"] <= fingerprint.facts["nb_errors"] + 12
+        verifier.extract(X, Y_WRONG, positives=copies)
+    with pytest.raises(CalibrationError, match="one of the `positives`, which are derived"):
+        verifier.calibrate([independent(3), copies[1]])
+    assert verifier.calibrate([independent(3), independent(4)]).verify(copies[0]).derived
+
+
+def test_bad_positives() -> None:
+    verifier = SACVerifier(victim())
+    with pytest.raises(EmptyFingerprintError, match="errs on 0 of the 40 images that the positives get wrong, too; 10"):
+        verifier.extract(X, Y_WRONG, positives=[tuned(0, 40)])
+    with pytest.raises(CalibrationError, match="`positives`: .*the victim itself"):
+        verifier.extract(X, Y_WRONG, positives=[victim()])
+    with pytest.raises(CalibrationError, match="among the `negatives` and the `positives`"):
+        verifier.extract(X, Y_WRONG, negatives=[independent(1)], positives=[independent(1)])
+    with pytest.raises(InvalidInputError, match='need samples="errors"'):
+        SACVerifier(victim(), samples="cutmix").extract(X, positives=[independent(1)])
+    with pytest.raises(IncompatibleSuspectError, match="5 classes, the victim 4"):
+        verifier.extract(X, Y_WRONG, positives=[wrap(TinyCNN(nb_classes=5), nb_classes=5)])
+    with pytest.raises(InvalidInputError, match="`positives`"):
+        verifier.extract(X, Y_WRONG, positives=independent(1))  # type: ignore[arg-type]
+    with pytest.raises(NotExtractedError):
+        SACVerifier(None).extract(X, Y_WRONG, positives=[independent(1)])
+    assert verifier.fingerprint is None
 
 
 # ---------------------------------------------------------------------- suspects
