@@ -80,6 +80,8 @@ def draw(models: Sequence[Model], known: Mapping[str, str], ratios: Mapping[str,
     panels[0].set_title("Accuracy", fontsize=10)
     panels[1].set_ylabel("scaled distance", fontsize=8)
     tidy(panels)
+    for axes in panels:
+        axes.set_xticks(RATIOS[1::2], [f"{ratio:.0%}" for ratio in RATIOS[1::2]])
     handles, names = panels[1].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right center", fontsize=8, frameon=False)
     figure.supxlabel(
