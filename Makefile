@@ -22,6 +22,7 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file benchmarks/mypy.ini benchmarks examples
 
 # The default tests with the oldest versions that pyproject.toml allows, and with the newest that there are.
 test-oldest: .venv-oldest/ready

@@ -96,8 +96,8 @@ def settings(nb_images: int) -> list[Setting]:
     vggs = [trained(small_vgg(), large[:256], y[:256], 1) for _ in range(3)]
     cnn, vgg = cnns[1].model, vggs[1].model
     return [
-        Setting("SmallCNN, 8 x 8", *cnns[:2], cnns[2:], x, y, "block2", nn.Sequential(cnn.block1, cnn.block2), 128),
-        Setting("small VGG, 28 x 28", *vggs[:2], vggs[2:], large, y, "0", vgg[:1], nb_images),
+        Setting("SmallCNN, 8 x 8", cnns[0], cnns[1], cnns[2:], x, y, "block2", nn.Sequential(cnn.block1, cnn.block2), 128),
+        Setting("small VGG, 28 x 28", vggs[0], vggs[1], vggs[2:], large, y, "0", vgg[:1], nb_images),
     ]
 
 

@@ -98,11 +98,11 @@ def table(
         for group in groups:
             found = []
             for extraction in sorted({row["extraction"] for row in witnesses}):
-                sides = [
+                derived, others = (
                     [row[metric] for row in rows if row["extraction"] == extraction]
                     for rows in (scores[group], witnesses)
-                ]
-                found.append((roc_auc(*sides, direction), tpr_at_fpr(*sides, direction)))
+                )
+                found.append((roc_auc(derived, others, direction), tpr_at_fpr(derived, others, direction)))
             cells.append(" / ".join(f"{mean:.2f}" for mean in np.mean(found, axis=0)) if found else "-")
         lines.append(f"| {metric} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
