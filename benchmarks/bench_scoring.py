@@ -95,8 +95,9 @@ def settings(nb_images: int) -> list[Setting]:
     cnns = [trained(SmallCNN(), x, y, 3) for _ in range(3)]
     vggs = [trained(small_vgg(), large[:256], y[:256], 1) for _ in range(3)]
     cnn, vgg = cnns[1].model, vggs[1].model
+    blocks = nn.Sequential(cnn.block1, cnn.block2)
     return [
-        Setting("SmallCNN, 8 x 8", cnns[0], cnns[1], cnns[2:], x, y, "block2", nn.Sequential(cnn.block1, cnn.block2), 128),
+        Setting("SmallCNN, 8 x 8", cnns[0], cnns[1], cnns[2:], x, y, "block2", blocks, 128),
         Setting("small VGG, 28 x 28", vggs[0], vggs[1], vggs[2:], large, y, "0", vgg[:1], nb_images),
     ]
 
