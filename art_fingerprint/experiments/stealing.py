@@ -192,6 +192,8 @@ def curve_cells(found: Sequence[Contest]) -> list[list[str]]:
 
 def draw(found: Sequence[Contest], victim: float | None) -> Figure:
     """Draw KnockoffNets' learning curves over each unit of cost; RemovalNet is a point with a line at its accuracy."""
+    from matplotlib.ticker import EngFormatter
+
     figure = new_figure(11.0, 4.0)
     panels = figure.subplots(1, len(UNITS), sharey=True)
     for unit, axes in enumerate(panels):
@@ -217,13 +219,19 @@ def draw(found: Sequence[Contest], victim: float | None) -> Figure:
         if victim is not None:
             axes.axhline(victim, color=colour_of("Victim"), linestyle=":", linewidth=1, label="Victim")
         axes.set_xlabel(UNITS[unit], fontsize=8)
-        axes.locator_params(axis="x", nbins=5)  # six-digit numbers must not touch
+        axes.locator_params(axis="x", nbins=5)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     panels[0].set_ylabel("accuracy %", fontsize=8)
+    trained = [value for c in found for step, values in c.curve.items() if step > 0 for value in values]
+    shown = [*trained, *(value for c in found for value in c.accuracy), *([] if victim is None else [victim])]
+    if trained:  # a network without training would take up most of the height
+        panels[0].set_ylim(min(shown) - 1, max(shown) + 1)
     tidy(panels)
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right center", fontsize=8, frameon=False)
     figure.supxlabel(
-        "stars: RemovalNet's cost, dashed: its mean accuracy; dotted: the victim; bands: least to greatest over seeds",
+        "stars: RemovalNet's cost, dashed: its mean accuracy; dotted: the victim; bands: least to greatest over seeds\n"
+        "KnockoffNets begins below the picture, at chance",
         fontsize=8,
         color="#555555",
     )
