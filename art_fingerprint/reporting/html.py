@@ -87,10 +87,11 @@ def _own_parts(rows: Sequence[Row], beside: Counterpart | None, prefix: str) -> 
 def _glance(rows: Sequence[Row]) -> str:
     """The numbers to begin with."""
     table, lines = table_one(rows), verifier_lines(rows)
+    one_each = {line.name: line for line in lines}.values()  # lines of a verifier differ in their negatives alone
     shares = {
         name: (sum(share.judged for share in found), sum(share.total for share in found))
         for name, found in (
-            ("recognised", [line.recognised for line in lines]),
+            ("recognised", [line.recognised for line in one_each]),
             ("accused", [line.accused for line in lines]),
         )
     }
@@ -99,7 +100,7 @@ def _glance(rows: Sequence[Row]) -> str:
     values = [
         ("-" if table.victim_accuracy is None else f"{table.victim_accuracy:.2f} %", "accuracy of the victim"),
         (str(len(models)), "models, the victim and references among them"),
-        (str(len(lines)), "verifiers"),
+        (str(len(one_each)), "verifiers"),
         ("{} of {}".format(*shares["recognised"]), "verdicts on derived models say so"),
         ("{} of {}".format(*shares["accused"]), "verdicts on independent models accuse them"),
         (str(missing), f"of {len(rows)} cells without a result"),

@@ -152,6 +152,18 @@ def test_the_figures_show_the_rows(whole: Path) -> None:
         assert text in words, text
 
 
+def test_models_count_once_whatever_the_kinds_of_negatives() -> None:
+    rows = [*example(), *make_rows("Negative (other data)", 0, FAR, "negative")]
+    known, more = (Document(report(given)).texts for given in (example(), rows))
+    for words in ("verifiers", "verdicts on derived models say so"):
+        before, after = (texts[texts.index(words) - 1] for texts in (known, more))
+        assert before == after, words
+    count = [
+        int(texts[texts.index("verdicts on independent models accuse them") - 1].split()[-1]) for texts in (known, more)
+    ]
+    assert count[1] == count[0] + len({row["verifier"] for row in rows if row["suspect"] == "Negative (other data)"})
+
+
 def test_experiments_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = page_of(folder_of(tmp_path, fig4()), capsys)
     assert "These rows are of experiments alone" in text
