@@ -7,8 +7,8 @@ import argparse
 from art_fingerprint.benchmark.plan import Plan
 from art_fingerprint.benchmark.plan_files import load_plan
 from art_fingerprint.benchmark.runner import Bench
+from art_fingerprint.cli_outline import outline
 from art_fingerprint.cli_signals import terminated_as_interrupted
-from art_fingerprint.reporting import layout
 
 
 def run(arguments: argparse.Namespace) -> bool:
@@ -20,23 +20,6 @@ def run(arguments: argparse.Namespace) -> bool:
     with terminated_as_interrupted():
         bench.run()
     return True
-
-
-def outline(bench: Bench) -> None:
-    """Print the cells of a plan, what is done of them, and what the rest will cost."""
-    lines = bench.outline()
-    rows = [["victim", "what", "models", "cells", "done", "forward passes"]]
-    for line in lines:
-        passes = "not known" if line.passes is None else f"{line.passes:,.0f}"
-        rows.append([line.preset, line.what, str(line.seeds), str(line.cells), str(line.done), passes])
-    total = sum(line.passes or 0 for line in lines)
-    cells, done = sum(line.cells for line in lines), sum(line.done for line in lines)
-    rows.append(["total", "", "", str(cells), str(done), f"{total:,.0f}"])
-    print(layout.text(rows, rule_before_last=True))
-    print(
-        "\nForward passes of one sample, estimated: a sample that is trained on counts as three, and extraction as if "
-        f"no probe were found early.\nExecutor: {bench.executor}, workers: {bench.workers}. Nothing was run."
-    )
 
 
 def _bench(arguments: argparse.Namespace) -> Bench:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from art_fingerprint import cli_bench
 from art_fingerprint.benchmark.plan import Plan
+from art_fingerprint.cli_outline import outline
 from art_fingerprint.cli_signals import terminated_as_interrupted
 from art_fingerprint.experiments.catalogue import bench_of, experiment, run_experiment
 
@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> bool:
         "verbose": not arguments.quiet,
     }
     if arguments.dry_run:
-        cli_bench.outline(bench_of(*what, **options))
+        outline(bench_of(*what, **options))
         return True
     with terminated_as_interrupted():
         paths, whole = run_experiment(*what, **options)

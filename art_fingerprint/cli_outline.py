@@ -1,0 +1,23 @@
+"""What ``--dry-run`` prints."""
+
+from __future__ import annotations
+
+from art_fingerprint.benchmark.runner import Bench
+from art_fingerprint.reporting import layout
+
+
+def outline(bench: Bench) -> None:
+    """Print the cells of a plan, what is done of them, and what the rest will cost."""
+    lines = bench.outline()
+    rows = [["victim", "what", "models", "cells", "done", "forward passes"]]
+    for line in lines:
+        passes = "not known" if line.passes is None else f"{line.passes:,.0f}"
+        rows.append([line.preset, line.what, str(line.seeds), str(line.cells), str(line.done), passes])
+    total = sum(line.passes or 0 for line in lines)
+    cells, done = sum(line.cells for line in lines), sum(line.done for line in lines)
+    rows.append(["total", "", "", str(cells), str(done), f"{total:,.0f}"])
+    print(layout.text(rows, rule_before_last=True))
+    print(
+        "\nForward passes of one sample, estimated: a sample that is trained on counts as three, and extraction as if "
+        f"no probe were found early.\nExecutor: {bench.executor}, workers: {bench.workers}. Nothing was run."
+    )
