@@ -68,7 +68,8 @@ class ErrorVerifier(Verifier):
         )
         self.nb_probes = nb_probes
         self.min_errors = min_errors
-        self._pool: list[Tensor] = []  # probabilities of the negatives on x, while a fingerprint is extracted
+        # while a fingerprint is extracted: probabilities on x of the models that help to choose, by argument of extract
+        self._asked: dict[str, list[Tensor]] = {}
 
     def extract(self, x: np.ndarray, y: np.ndarray | None = None, negatives: Sequence[Any] = ()) -> Fingerprint:
         """Extract the victim's fingerprint, as :meth:`Verifier.extract` does.
@@ -83,20 +84,7 @@ class ErrorVerifier(Verifier):
         :raises CalibrationError: a negative is the victim, or comes twice.
         :raises IncompatibleSuspectError: a negative has other inputs or classes.
         """
-        models = check_sequence("negatives", negatives)
-        victim = self._estimator
-        digests: dict[str, str] = {}
-        try:
-            if victim is not None and models:
-                for model in models:
-                    check_suspect(self, model)
-                digests = reference_digests(models, network_digest(network_of(victim)))
-                self._pool = [self._answers(model, x, victim) for model in models]
-            fingerprint = super().extract(x, y)
-        finally:
-            self._pool = []
-        fingerprint.facts |= {"nb_negatives": len(models), "negatives": digests}
-        return fingerprint
+        return self._extract_by(x, y, negatives=negatives)
 
     def calibrate(
         self: Self,
@@ -135,14 +123,49 @@ class ErrorVerifier(Verifier):
         return self.nb_probes if self.fingerprint is None else int(self.fingerprint.facts["nb_probes"])
 
     # ------------------------------------------------------------------ inside
-    def _answers(self, model: Any, x: np.ndarray, victim: PyTorchClassifier) -> Tensor:
-        """Return a negative's probabilities of all images, ``(n, K)`` float64; one-hot rows if it answers labels."""
+    def _extract_by(self, x: np.ndarray, y: np.ndarray | None, **choosers: Sequence[Any]) -> Fingerprint:
+        """Extract with models that help to choose queries.
+
+        :param choosers: Argument of :meth:`extract` to its models. None may be in two of them.
+        """
+        given = {name: check_sequence(name, models) for name, models in choosers.items()}
+        victim = self._estimator
+        digests: dict[str, dict[str, str]] = {name: {} for name in given}
+        try:
+            if victim is not None and any(given.values()):
+                own = network_digest(network_of(victim))
+                for name, models in given.items():
+                    for model in models:
+                        check_suspect(self, model)
+                    try:
+                        digests[name] = reference_digests(models, own)
+                    except CalibrationError as error:
+                        raise CalibrationError(f"`{name}`: {error}") from error
+                if len({full for found in digests.values() for full in found}) < sum(map(len, digests.values())):
+                    names = " and the ".join(f"`{name}`" for name in given)
+                    raise CalibrationError(f"A model is among the {names}: it is derived, or it is not.")
+                for name, models in given.items():
+                    self._asked[name] = [self._answers(name, model, x, victim) for model in models]
+            fingerprint = super().extract(x, y)
+        finally:
+            self._asked = {}
+        for name, models in given.items():
+            fingerprint.facts |= {f"nb_{name}": len(models), name: digests[name]}
+        return fingerprint
+
+    @property
+    def _pool(self) -> list[Tensor]:
+        """Probabilities of the negatives on x, while a fingerprint is extracted."""
+        return self._asked.get("negatives", [])
+
+    def _answers(self, name: str, model: Any, x: np.ndarray, victim: PyTorchClassifier) -> Tensor:
+        """Return a chooser's probabilities of all images, ``(n, K)`` float64; one-hot rows if it answers labels."""
         images = check_images(x, tuple(victim.input_shape), clip_bounds(victim))
         client = Suspect(model, self.batch_size)
         client.check_shape(tuple(victim.input_shape))
         if client.nb_classes != victim.nb_classes:
             raise IncompatibleSuspectError(
-                f"A negative has {client.nb_classes} classes, the victim {victim.nb_classes}."
+                f"A {name[:-1]} has {client.nb_classes} classes, the victim {victim.nb_classes}."
             )
         with guarded(model, weights=False), full_precision():
             answers = client.rows(torch.from_numpy(images))

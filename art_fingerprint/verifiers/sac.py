@@ -11,18 +11,16 @@ import torch.nn.functional as F
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
-from art_fingerprint.core.checks import check_choice, check_flag, check_number, check_sequence, check_suspect
-from art_fingerprint.core.classifier import LogitsNetwork, network_of
-from art_fingerprint.core.digests import network_digest
+from art_fingerprint.core.checks import check_choice, check_flag, check_number, check_sequence
+from art_fingerprint.core.classifier import LogitsNetwork
 from art_fingerprint.core.outputs import labels_of
 from art_fingerprint.core.queries import NanPolicy, Suspect, same_space
 from art_fingerprint.core.seeding import torch_generator
-from art_fingerprint.exceptions import AccessError, CalibrationError, EmptyFingerprintError, InvalidInputError
+from art_fingerprint.exceptions import AccessError, EmptyFingerprintError, InvalidInputError
 from art_fingerprint.verifiers.base import Access, Metric
 from art_fingerprint.verifiers.error_sampler import Queries, corner_cutmix, error_queries, mixtures
 from art_fingerprint.verifiers.error_verifier import ErrorVerifier
 from art_fingerprint.verifiers.fingerprint import Fingerprint, warn_if_few
-from art_fingerprint.verifiers.references import reference_digests
 
 SAMPLES = ("errors", "cutmix")
 CORRELATIONS = ("cosine-distance", "cosine", "gaussian")
@@ -180,7 +178,6 @@ class SACVerifier(ErrorVerifier):
         self.correlation = correlation
         self.difference = difference
         self.space = space
-        self._copies: list[Tensor] = []  # as `_pool`, of the positives
         self._check_params()
 
     def extract(
@@ -201,28 +198,7 @@ class SACVerifier(ErrorVerifier):
             raise InvalidInputError(
                 f'`positives` choose among errors: they need samples="errors", not {self.samples!r}.'
             )
-        victim = self._estimator
-        digests: dict[str, str] = {}
-        try:
-            if victim is not None and models:
-                for model in models:
-                    check_suspect(self, model)
-                digests = self._digests_of(models, check_sequence("negatives", negatives))
-                self._copies = [self._answers(model, x, victim) for model in models]
-            fingerprint = super().extract(x, y, negatives)
-        finally:
-            self._copies = []
-        fingerprint.facts |= {"nb_positives": len(models), "positives": digests}
-        return fingerprint
-
-    def _digests_of(self, positives: Sequence[Any], negatives: Sequence[Any]) -> dict[str, str]:
-        try:
-            found = reference_digests(positives, network_digest(network_of(self._estimator)))
-        except CalibrationError as error:
-            raise CalibrationError(f"`positives`: {error}") from error
-        if not set(found).isdisjoint(reference_digests(negatives, "")):
-            raise CalibrationError("A model is among the `negatives` and the `positives`: it is derived, or it is not.")
-        return found
+        return self._extract_by(x, y, negatives=negatives, positives=models)
 
     def _extract(
         self, victim: LogitsNetwork, x: Tensor, y: Tensor | None
@@ -295,6 +271,11 @@ class SACVerifier(ErrorVerifier):
             shared = torch.stack([labels_of(probabilities) != truth for probabilities in self._copies])
             wrong &= shared.double().mean(0) >= self.min_shared
         return wrong.nonzero()[:, 0]
+
+    @property
+    def _copies(self) -> list[Tensor]:
+        """Probabilities of the positives on x, while a fingerprint is extracted."""
+        return self._asked.get("positives", [])
 
     def _fitting(self) -> str:
         negatives = " that the negatives answer otherwise" if self._pool else ""

@@ -51,7 +51,7 @@ PAYLOADS = [
 TEXT_KEYS = ("preset", "dataset", "victim", "suspect", "verifier", "device", "reason", "attack")
 NUMBER_KEYS = ("accuracy", "accuracy_drop", "agreement", "queries", "verify_seconds")
 # Of matplotlib's drawings: whether the usual page has any depends on the test that asked for it first.
-DRAWN = {"svg", "defs", "g", "path", "use", "clippath", "image", "style"}
+DRAWN = {"defs", "g", "path", "use", "clippath", "image", "style"}
 ROBUSTNESS = [None, {}, {PAYLOADS[0]: {"accuracy": 1, "undecided": 0}}, {"PGD": {"accuracy": 0.0, "undecided": 1}}]
 LINES = [json.dumps(row) for row in example()]
 WHOLE = ("\n".join(LINES) + "\n").encode()
