@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from art_fingerprint.benchmark.plan import Plan
 from art_fingerprint.benchmark.plan_files import load_plan
 from art_fingerprint.benchmark.runner import Bench
-from art_fingerprint.cli_outline import outline
+from art_fingerprint.cli_runs import outline, plan_of_preset, run_options
 from art_fingerprint.cli_signals import terminated_as_interrupted
 
 
@@ -24,8 +23,7 @@ def run(arguments: argparse.Namespace) -> bool:
 
 def _bench(arguments: argparse.Namespace) -> Bench:
     if arguments.plan is None:
-        seeds = (1 if arguments.scale == "smoke" else 3) if arguments.seeds is None else arguments.seeds
-        plan = Plan.from_preset(arguments.preset or "digits", seeds)
+        plan = plan_of_preset(arguments.preset or "digits", arguments)
     else:
         plan = load_plan(arguments.plan)
         if arguments.seeds is not None:
@@ -33,11 +31,7 @@ def _bench(arguments: argparse.Namespace) -> Bench:
     return Bench(
         plan.restricted(_names(arguments.attacks), _names(arguments.verifiers)).at_scale(arguments.scale),
         arguments.out,
-        executor=arguments.executor,
-        workers=arguments.workers,
-        ray_address=arguments.ray_address,
-        device_type=arguments.device,
-        verbose=not arguments.quiet,
+        **run_options(arguments),
     )
 
 

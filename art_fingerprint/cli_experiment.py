@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from art_fingerprint.benchmark.plan import Plan
-from art_fingerprint.cli_outline import outline
+from art_fingerprint.cli_runs import outline, plan_of_preset, run_options
 from art_fingerprint.cli_signals import terminated_as_interrupted
 from art_fingerprint.experiments.catalogue import bench_of, experiment, run_experiment
 
@@ -14,16 +13,9 @@ from art_fingerprint.experiments.catalogue import bench_of, experiment, run_expe
 def run(arguments: argparse.Namespace) -> bool:
     """Run what is not done yet, print the table, and tell whether no cell failed; or only say what is not done."""
     experiment(arguments.name)
-    seeds = (1 if arguments.scale == "smoke" else 3) if arguments.seeds is None else arguments.seeds
-    plan = Plan.from_preset(arguments.preset, seeds).at_scale(arguments.scale)
+    plan = plan_of_preset(arguments.preset, arguments).at_scale(arguments.scale)
     what: Any = (arguments.name, plan.presets[0], arguments.out, plan.seeds)
-    options: dict[str, Any] = {
-        "executor": arguments.executor,
-        "workers": arguments.workers,
-        "ray_address": arguments.ray_address,
-        "device_type": arguments.device,
-        "verbose": not arguments.quiet,
-    }
+    options = run_options(arguments)
     if arguments.dry_run:
         outline(bench_of(*what, **options))
         return True

@@ -23,7 +23,7 @@ ROWS = (
     ("zoo",),
     ("benchmark",),
     ("reporting", "testing"),
-    ("experiments", "cli_outline", "cli_signals"),
+    ("experiments", "cli_runs", "cli_signals"),
     ("cli_bench", "cli_experiment", "cli_models", "cli_report"),
     ("cli",),
 )

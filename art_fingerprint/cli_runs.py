@@ -1,9 +1,30 @@
-"""What ``--dry-run`` prints."""
+"""What the verbs ``bench`` and ``experiment`` have in common: options of a run, and what ``--dry-run`` prints."""
 
 from __future__ import annotations
 
+import argparse
+from typing import Any
+
+from art_fingerprint.benchmark.plan import Plan
 from art_fingerprint.benchmark.runner import Bench
 from art_fingerprint.reporting import layout
+
+
+def plan_of_preset(preset: str, arguments: argparse.Namespace) -> Plan:
+    """Return a preset's plan at its full scale, with the seeds asked for: three unless told otherwise, one at smoke."""
+    seeds = (1 if arguments.scale == "smoke" else 3) if arguments.seeds is None else arguments.seeds
+    return Plan.from_preset(preset, seeds)
+
+
+def run_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of :class:`.Bench` that were given."""
+    return {
+        "executor": arguments.executor,
+        "workers": arguments.workers,
+        "ray_address": arguments.ray_address,
+        "device_type": arguments.device,
+        "verbose": not arguments.quiet,
+    }
 
 
 def outline(bench: Bench) -> None:
