@@ -14,6 +14,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 
 from art_fingerprint import testing
+from art_fingerprint.core.precision import full_precision
 from art_fingerprint.core.seeding import torch_generator
 from art_fingerprint.exceptions import InvalidInputError
 from art_fingerprint.testing import AttackCase, Check, VerifierCase, attack_checks, parametrize, verifier_checks
@@ -32,9 +33,8 @@ def test_correct_classes_pass(check: Check) -> None:
 
 @pytest.fixture(autouse=True)
 def _precision() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    yield
-    torch.set_float32_matmul_precision(before)
+    with full_precision():  # restores both of torch's interfaces; setting the old one leaves a mark in the new one
+        yield
 
 
 def failed(checks: list[Check]) -> set[str]:
