@@ -38,6 +38,9 @@ def outline(bench: Bench) -> None:
     cells, done = sum(line.cells for line in lines), sum(line.done for line in lines)
     rows.append(["total", "", "", str(cells), str(done), f"{total:,.0f}"])
     print(layout.text(rows, rule_before_last=True))
+    for line in lines:
+        if line.problem:
+            print(f"{line.preset}, {line.what}: its rows will fail. {line.problem}")
     print(
         "\nForward passes of one sample, estimated: a sample that is trained on counts as three, and extraction as if "
         f"no probe were found early.\nExecutor: {bench.executor}, workers: {bench.workers}. Nothing was run."

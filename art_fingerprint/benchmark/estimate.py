@@ -9,6 +9,7 @@ from art_fingerprint.benchmark.materials import share_of_source
 from art_fingerprint.benchmark.suspects import Suspect
 from art_fingerprint.benchmark.tasks import Task
 from art_fingerprint.benchmark.workbench import Workbench
+from art_fingerprint.exceptions import InvalidInputError
 from art_fingerprint.zoo.recipes import Recipe
 
 # Forward-equivalents of a sample that is trained on: one pass forward, one backward that counts twice.
@@ -27,6 +28,7 @@ class Line:
     :ivar cells: Number of rows.
     :ivar done: How many of them are there already.
     :ivar passes: Expected forward-equivalents of what is left, in samples; ``None`` where it is not known.
+    :ivar problem: Why its rows will fail, as far as that can be said beforehand; empty: no reason is known.
     """
 
     preset: str
@@ -35,6 +37,7 @@ class Line:
     cells: int
     done: int
     passes: float | None
+    problem: str = ""
 
 
 def lines(bench: Workbench, done: Collection[str]) -> list[Line]:
@@ -56,8 +59,12 @@ def lines(bench: Workbench, done: Collection[str]) -> list[Line]:
         mine = [suspect for suspect in bench.suspects if suspect.label == label]
         cells = len(mine) * len(preset.verifiers)
         todo = sum(len(left[suspect]) for suspect in mine)
-        parts = [_suspect_passes(bench, suspect, left[suspect]) for suspect in mine if left[suspect]]
-        found.append(Line(preset.name, label, len(mine), cells, cells - todo, _sum(parts) if todo else 0.0))
+        try:
+            parts = [_suspect_passes(bench, suspect, left[suspect]) for suspect in mine if left[suspect]]
+            passes, problem = (_sum(parts) if todo else 0.0), ""
+        except InvalidInputError as error:
+            passes, problem = 0.0, str(error)
+        found.append(Line(preset.name, label, len(mine), cells, cells - todo, passes, problem))
     return found
 
 
@@ -70,7 +77,10 @@ def task_passes(bench: Workbench, task: Task) -> float:
     elif task.suspect.role in ("victim", "reference"):  # made by a task of their own
         found = _scored(bench, task.verifiers)
     else:
-        found = _suspect_passes(bench, task.suspect, task.verifiers)
+        try:
+            found = _suspect_passes(bench, task.suspect, task.verifiers)
+        except InvalidInputError:  # too little data, say: the task itself fails, and its rows say why
+            found = None
     return max(1.0, found or 0.0)
 
 

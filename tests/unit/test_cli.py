@@ -214,6 +214,21 @@ def test_plan_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ["tiny", "Victim", "1", "1", "1", "0"] in done
 
 
+def test_attack_with_too_little_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A dry run says so, and a run marks those rows as failed: the others of the plan stand."""
+    share = "FT(0.8): {attack: FineTuning, params: {max_iter: 3}, source: apart, ratio: 0.5}"
+    (tmp_path / "plan.yaml").write_text(PLAN.replace("attacks: {", f"attacks: {{{share}, "))
+    out = tmp_path / "run"
+    options = ["bench", "--plan", str(tmp_path / "plan.yaml"), "--out", str(out), "--device", "cpu", "--quiet"]
+    assert cli.main([*options, "--dry-run"]) == cli.OK
+    why = "`ratio`=0.5 of 1000 training images is more than the 437 held apart."
+    assert f"tiny, FT(0.8): its rows will fail. {why}" in capsys.readouterr().out
+    assert cli.main(options) == cli.SOME_FAILED
+    found = {row["suspect"]: row["reason"] for row in read_rows(out)}
+    assert why in found["FT(0.8)"]
+    assert why not in (found["FT(0.5)"] or "")
+
+
 def test_dry_run_of_an_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     options = ["experiment", "fig4", "--preset", "tiny", "--seeds", "1", "--out", str(out), "--device", "cpu"]
