@@ -128,11 +128,11 @@ def models_of(rows: Iterable[Row]) -> list[Model]:
 
 
 def failures(rows: Iterable[Row]) -> tuple[str, ...]:
-    """Return a sentence for every row label that lacks results: what a table says of it is about the other seeds."""
+    """Return a sentence for all rows that lack results for one reason: what a table says is about the other seeds."""
     newest: dict[str, dict[int, list[Row]]] = {}
     for row in latest_rows(rows):
         newest.setdefault(row["suspect"], {}).setdefault(row["seed"], []).append(row)
-    found = []
+    alike: dict[tuple[str, str], list[str]] = {}  # places of one curve fail together: its labels share a sentence
     for label, seeds in newest.items():
         broken: dict[tuple[str, ...], list[Row]] = {}  # verifiers without a result to one row of each seed
         for own in seeds.values():
@@ -142,13 +142,21 @@ def failures(rows: Iterable[Row]) -> tuple[str, ...]:
                 broken.setdefault(what, []).append(failed[0])
         for verifiers, failed in broken.items():
             of = f" of {', '.join(verifiers)}" if verifiers else ""
-            found.append(
-                one_line(
-                    f"{label}: no result{of} for {len(failed)} of {len(seeds)} seeds; numbers are of the others. "
-                    f"Seed {failed[0]['seed']}: {failed[0]['reason']}"
-                )
+            whose = f" for {len(failed)} of {len(seeds)} seeds; numbers are of the others"
+            text = (
+                f"no result{of}{'' if len(failed) == len(seeds) else whose}. "
+                f"Seed {failed[0]['seed']}: {failed[0]['reason']}"
             )
-    return tuple(found)
+            alike.setdefault((base_label(label), text), []).append(label)
+    return tuple(one_line(f"{_together(labels)}: {text}") for (_, text), labels in alike.items())
+
+
+def _together(labels: Sequence[str]) -> str:
+    """Return labels that differ in what follows their ``@``, in short."""
+    first, *others = labels
+    if len(labels) > 3:
+        return f"{first} to @{labels[-1].rpartition('@')[2]} ({len(labels)} rows)"
+    return ", ".join([first, *(f"@{label.rpartition('@')[2]}" for label in others)])
 
 
 def directions(rows: Iterable[Row]) -> dict[str, str]:

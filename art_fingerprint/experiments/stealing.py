@@ -62,7 +62,7 @@ class Contest:
     :ivar label: RemovalNet's row.
     :ivar accuracy: RemovalNet's accuracies in percent, one a seed.
     :ivar cost: Its cost in each unit of :data:`UNITS`; ``None`` where the rows lack it.
-    :ivar curve: KnockoffNets: step to its accuracies, one a seed.
+    :ivar curve: KnockoffNets: step to its accuracies, one a seed; without steps that have none.
     :ivar curve_cost: Step to its cost in each unit.
     """
 
@@ -73,20 +73,27 @@ class Contest:
     curve_cost: Mapping[int, tuple[float | None, ...]]
 
     @property
+    def held(self) -> bool:
+        """Whether there is anything to compare: both have results."""
+        return bool(self.accuracy and self.curve)
+
+    @property
     def caught_up(self) -> int | None:
         """KnockoffNets' first checkpoint at which its mean accuracy is RemovalNet's or more."""
-        if not self.accuracy:
+        if not self.held:
             return None
         wanted = statistics.fmean(self.accuracy)
-        return next((s for s, found in sorted(self.curve.items()) if found and statistics.fmean(found) >= wanted), None)
+        return next((step for step, found in sorted(self.curve.items()) if statistics.fmean(found) >= wanted), None)
 
     def saving(self, unit: int) -> float | None:
         """Return 1 - RemovalNet's cost / KnockoffNets' when it has caught up, or at its end if it never does.
 
-        In the second case the saving is at least so much.
+        In the second case the saving is at least so much. ``None`` where there is nothing to compare.
         """
-        step = self.caught_up if self.caught_up is not None else max(self.curve, default=None)
-        theirs = None if step is None else self.curve_cost[step][unit]
+        if not self.held:
+            return None
+        step = self.caught_up
+        theirs = self.curve_cost[max(self.curve) if step is None else step][unit]
         mine = self.cost[unit]
         return None if mine is None or not theirs else 1 - mine / theirs
 
@@ -103,6 +110,7 @@ def contests(models: Sequence[Model], iterations: Mapping[str, int], checkpoints
         mine = [model for model in models if model.label == label]
         steps = {int(step): name for name, step in checkpoints.items() if base_label(name) == rival(label)}
         theirs = {step: [model for model in models if model.label == name] for step, name in sorted(steps.items())}
+        theirs = {step: own for step, own in theirs.items() if own}  # a network that cannot start afresh has none
         found.append(
             Contest(
                 label,
@@ -167,7 +175,7 @@ def cells(found: Sequence[Contest]) -> list[list[str]]:
                 contest.label,
                 mean_std(contest.accuracy, 2),
                 mean_std(() if end is None else contest.curve[end], 2),
-                "never" if step is None else str(step),
+                "-" if not contest.held else "never" if step is None else str(step),
                 *map(_number, contest.cost),
                 *map(_number, theirs),
                 *("-" if saving is None else f"{mark}{100 * saving:.0f}%" for saving in savings),

@@ -214,6 +214,21 @@ def test_a_rival_that_never_catches_up_gives_a_bound() -> None:
     assert "> 90%" in line
 
 
+@pytest.mark.parametrize("missing", ["KnockoffNets", "RemovalNet"])
+def test_without_both_nothing_is_compared(missing: str) -> None:
+    """A transformer without fresh weights, a RemovalNet that diverged: neither "never" nor a saving."""
+    models = [model("RemovalNet(x)", 80, 2), model("KnockoffNets(x)@0", 10, 0), model("KnockoffNets(x)@50", 70, 2)]
+    left = [each for each in models if not each.label.startswith(missing)]
+    (found,) = stealing.contests(left, {"RemovalNet(x)": 10}, {"KnockoffNets(x)@0": 0, "KnockoffNets(x)@50": 50})
+    assert found.caught_up is None
+    assert [found.saving(unit) for unit in range(3)] == [None] * 3
+    line = dict(zip(*stealing.cells([found]), strict=True))
+    assert line["caught up at iteration"] == "-"
+    assert {line[name] for name in line if name.startswith("saving")} == {"-"}
+    assert line[{"RemovalNet": "RemovalNet accuracy %"}.get(missing, "KnockoffNets at its end %")] == "-"
+    assert line["KnockoffNets iterations"] == {"RemovalNet": "50.00"}.get(missing, "-")
+
+
 def test_models_hold_all_rows_of_a_suspect() -> None:
     base = {"preset": "p", "victim": "v", "role": "surrogate", "seed": 0, "attack_seconds": 2.0, "cost": None}
     results = [("A", "LOD", 1.0), ("B", "MR", None)]
@@ -244,6 +259,19 @@ def test_seeds_without_a_result_are_named() -> None:
     assert failures(rows) == (
         "beta@4.0: no result for 1 of 3 seeds; numbers are of the others. Seed 0: diverged at 3",
         "beta@4.0: no result of B for 1 of 3 seeds; numbers are of the others. Seed 1: it was lost",
+    )
+
+
+def test_places_of_a_curve_that_fail_alike_share_a_sentence() -> None:
+    row: dict[str, Any] = {"preset": "p", "victim": "v", "verifier": "A", "seed": 0, "status": "failed"}
+    rows = [{**row, "suspect": f"K(x)@{step}", "reason": "no fresh weights"} for step in (0, 5, 10, 15)]
+    rows += [{**row, "suspect": f"K(y)@{step}", "reason": "no fresh weights"} for step in (0, 5)]
+    rows += [{**row, "suspect": "K(y)@10", "reason": "another"}, {**row, "suspect": "alone", "reason": "another"}]
+    assert failures(rows) == (
+        "K(x)@0 to @15 (4 rows): no result. Seed 0: no fresh weights",
+        "K(y)@0, @5: no result. Seed 0: no fresh weights",
+        "K(y)@10: no result. Seed 0: another",
+        "alone: no result. Seed 0: another",
     )
 
 
