@@ -42,6 +42,7 @@ def outline(bench: Bench) -> None:
         if line.problem:
             print(f"{line.preset}, {line.what}: its rows will fail. {line.problem}")
     print(
-        "\nForward passes of one sample, estimated: a sample that is trained on counts as three, and extraction as if "
-        f"no probe were found early.\nExecutor: {bench.executor}, workers: {bench.workers}. Nothing was run."
+        "\nForward passes of one sample, estimated: a sample that is trained on counts as three, extraction as if no "
+        "probe were found early, and what the folder keeps as nothing.\n"
+        f"Executor: {bench.executor}, workers: {bench.workers}. Nothing was run."
     )

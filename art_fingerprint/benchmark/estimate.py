@@ -40,10 +40,11 @@ class Line:
     problem: str = ""
 
 
-def lines(bench: Workbench, done: Collection[str]) -> list[Line]:
+def lines(bench: Workbench, done: Collection[str], kept: Collection[str]) -> list[Line]:
     """Return the outline of one victim: its fingerprints, then its suspects by label.
 
     :param done: Keys of the cells that are done.
+    :param kept: What a folder keeps, see :func:`.kept`: it costs nothing any more.
     """
     preset = bench.preset
     left = {
@@ -53,14 +54,14 @@ def lines(bench: Workbench, done: Collection[str]) -> list[Line]:
     any_left = {name for names in left.values() for name in names}
     found = []
     for name in preset.verifiers:
-        passes = _fingerprint_passes(bench, name) if name in any_left else 0.0
+        passes = _fingerprint_passes(bench, name, kept) if name in any_left else 0.0
         found.append(Line(preset.name, f"fingerprint {name}", 1, 0, 0, passes))
     for label in dict.fromkeys(suspect.label for suspect in bench.suspects):
         mine = [suspect for suspect in bench.suspects if suspect.label == label]
         cells = len(mine) * len(preset.verifiers)
         todo = sum(len(left[suspect]) for suspect in mine)
         try:
-            parts = [_suspect_passes(bench, suspect, left[suspect]) for suspect in mine if left[suspect]]
+            parts = [_suspect_passes(bench, suspect, left[suspect], kept) for suspect in mine if left[suspect]]
             passes, problem = (_sum(parts) if todo else 0.0), ""
         except InvalidInputError as error:
             passes, problem = 0.0, str(error)
@@ -68,28 +69,33 @@ def lines(bench: Workbench, done: Collection[str]) -> list[Line]:
     return found
 
 
-def task_passes(bench: Workbench, task: Task) -> float:
-    """Return the expected forward-equivalents of one task, in samples; at least one."""
+def task_passes(bench: Workbench, task: Task, kept: Collection[str]) -> float:
+    """Return the expected forward-equivalents of one task, in samples; at least one.
+
+    :param kept: As in :func:`lines`.
+    """
     if task.kind == "model":
-        found: float | None = _trained(bench.preset.victim_recipe)
+        found: float | None = _made(bench, task.suspect, kept)
     elif task.kind == "fingerprint":
-        found = _fingerprint_passes(bench, task.verifiers[0])
+        found = _fingerprint_passes(bench, task.verifiers[0], kept)
     elif task.suspect.role in ("victim", "reference"):  # made by a task of their own
-        found = _scored(bench, task.verifiers)
+        found = _scored(bench, task.suspect, task.verifiers, kept)
     else:
         try:
-            found = _suspect_passes(bench, task.suspect, task.verifiers)
+            found = _suspect_passes(bench, task.suspect, task.verifiers, kept)
         except InvalidInputError:  # too little data, say: the task itself fails, and its rows say why
             found = None
     return max(1.0, found or 0.0)
 
 
-def _suspect_passes(bench: Workbench, suspect: Suspect, names: Collection[str]) -> float | None:
-    return _sum([_made(bench, suspect), _scored(bench, names)])
+def _suspect_passes(bench: Workbench, suspect: Suspect, names: Collection[str], kept: Collection[str]) -> float | None:
+    return _sum([_made(bench, suspect, kept), _scored(bench, suspect, names, kept)])
 
 
-def _made(bench: Workbench, suspect: Suspect) -> float:
+def _made(bench: Workbench, suspect: Suspect, kept: Collection[str]) -> float:
     preset = bench.preset
+    if suspect.key in kept:
+        return 0.0
     if suspect.role == "negative":
         return _trained(preset.negative_recipe)
     if suspect.role != "surrogate":
@@ -109,18 +115,24 @@ def _attacked(bench: Workbench, suspect: Suspect) -> float:
     return passes / max(len(bench.checkpoints(setting, suspect.seed)), 1)  # one run makes them all
 
 
-def _scored(bench: Workbench, names: Iterable[str]) -> float | None:
+def _scored(bench: Workbench, suspect: Suspect, names: Iterable[str], kept: Collection[str]) -> float | None:
+    queries = [bench.judge(name).expected_queries() for name in names]
+    return _sum([0.0 if bench.facts_key(suspect) in kept else _tested(bench), *queries])
+
+
+def _tested(bench: Workbench) -> float:
     preset = bench.preset
     tests = float(len(bench.data.x_test))
     attacked = min(len(bench.data.x_test), preset.nb_robustness)
     for params in preset.robustness.values():
         steps = params.get("steps", _EVASION_STEPS)
         tests += attacked * (_TRAINED * float(steps) if isinstance(steps, int) else 1.0)
-    queries = [bench.judge(name).expected_queries() for name in names]
-    return _sum([tests, *queries])
+    return tests
 
 
-def _fingerprint_passes(bench: Workbench, name: str) -> float | None:
+def _fingerprint_passes(bench: Workbench, name: str, kept: Collection[str]) -> float | None:
+    if bench.fingerprint_file(name) in kept:
+        return 0.0
     judge = bench.judge(name)
     queries = judge.expected_queries()
     references = bench.independents.count(bench.independents.references_of(type(judge)))

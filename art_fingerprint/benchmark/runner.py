@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from art_fingerprint.benchmark.estimate import Line, lines, task_passes
 from art_fingerprint.benchmark.plan import Plan
-from art_fingerprint.benchmark.store import ROWS, Store, cell_key, is_done, read_rows
+from art_fingerprint.benchmark.store import ROWS, Store, cell_key, is_done, kept, read_rows
 from art_fingerprint.benchmark.tasks import Event, Executor, Job, Kind, SerialExecutor, Task, nb_cores
 from art_fingerprint.benchmark.workbench import Row, Workbench
 from art_fingerprint.core.checks import check_choice, check_number
@@ -115,7 +115,8 @@ class Bench:
         """Return what a run would do now, one line for each kind of model and for each verifier. Nothing is written."""
         rows = read_rows(self.folder) if (self.folder / ROWS).exists() else []
         done = {row["key"] for row in rows if is_done(row)}
-        return [line for bench in self.benches.values() for line in lines(bench, done)]
+        there = kept(self.folder)
+        return [line for bench in self.benches.values() for line in lines(bench, done, there)]
 
     def run(self) -> Path:
         """Run every cell that is not done yet and return the path of the rows.
@@ -199,7 +200,8 @@ class _Schedule:
     # ------------------------------------------------------------------ the loop
     def run(self, make_executor: Callable[[], Executor]) -> None:
         """Do everything."""
-        self._passes = {task.name: task_passes(self._benches[task.preset], task) for task in self.todo}
+        there = kept(self._store.folder)
+        self._passes = {task.name: task_passes(self._benches[task.preset], task, there) for task in self.todo}
         total = sum(self._passes.values())
         with tqdm(total=total, desc=self._title, disable=not self._verbose, bar_format=_BAR) as self._bar:
             executor = make_executor()

@@ -35,6 +35,7 @@ from art_fingerprint.zoo.loading import save_weights
 
 ROWS = "rows.jsonl"
 PLAN = "plan.json"
+_PARTS = _MODELS, _FINGERPRINTS, _FACTS = "models", "fingerprints", "facts"
 
 _ABANDONED_SECONDS = 3600.0
 
@@ -64,6 +65,11 @@ def read_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     except (OSError, InvalidInputError) as error:
         raise InvalidInputError(f"No result rows can be read from {path}: {error}.") from error
     return _parsed(content, path, 1)
+
+
+def kept(folder: str | os.PathLike[str]) -> frozenset[str]:
+    """Return the names of the models, fingerprints and facts in a run's folder, sound or not. Writes nothing."""
+    return frozenset(path.stem for part in _PARTS for path in (Path(folder) / part).glob("*.*"))
 
 
 def _parsed(content: bytes, path: Path, first: int) -> list[dict[str, Any]]:
@@ -100,9 +106,9 @@ class Store:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        self.models = self.folder / "models"
-        self.fingerprints = self.folder / "fingerprints"
-        self._facts = self.folder / "facts"
+        self.models = self.folder / _MODELS
+        self.fingerprints = self.folder / _FINGERPRINTS
+        self._facts = self.folder / _FACTS
         self._locks = self.folder / "locks"
         try:
             for part in (self.folder, self.models, self.fingerprints, self._facts, self._locks):

@@ -131,7 +131,7 @@ class Workbench:
             label=suspect.label,
             preset=self.preset.name,
             fingerprint=self.fingerprint_key(verifier),
-            facts=self._facts_key(suspect),
+            facts=self.facts_key(suspect),
         )
 
     @functools.cached_property
@@ -172,7 +172,8 @@ class Workbench:
                 found[other.step] = self._surrogate_key(other, seed)
         return found
 
-    def _facts_key(self, suspect: Suspect) -> str:
+    def facts_key(self, suspect: Suspect) -> str:
+        """Return the digest of what is measured on a suspect, whoever judges it."""
         preset = self.preset
         return cell_key(
             model=suspect.key,
@@ -245,15 +246,16 @@ class Workbench:
     # ------------------------------------------------------------------ fingerprints
     def has_fingerprint(self, name: str) -> bool:
         """Tell whether a verifier's fingerprint is kept, sound or not."""
-        return self.store.has_fingerprint(self._fingerprint_file(name))
+        return self.store.has_fingerprint(self.fingerprint_file(name))
 
-    def _fingerprint_file(self, name: str) -> str:
+    def fingerprint_file(self, name: str) -> str:
+        """Return the name under which a verifier's fingerprint is kept."""
         return f"{verifier_class(name).__name__}.{self.fingerprint_key(name)}"
 
     def verifier(self, name: str) -> Verifier:
         """Return a calibrated verifier: from its kept fingerprint, or extracted and kept now."""
         if name not in self._verifiers:
-            kind, key = verifier_class(name), self._fingerprint_file(name)
+            kind, key = verifier_class(name), self.fingerprint_file(name)
             fingerprint = self.store.load_fingerprint(key)
             if fingerprint is None:
                 verifier = self.judge(name, self.victim)
@@ -327,7 +329,7 @@ class Workbench:
 
     def _facts(self, suspect: Suspect, model: PyTorchClassifier) -> dict[str, Any]:
         """Return accuracy, agreement with the victim, and robustness: measured once, then read."""
-        key = self._facts_key(suspect)
+        key = self.facts_key(suspect)
         facts = self.store.load_facts(key)
         if facts is None:
             labels = predicted_labels(model, self.data.x_test)

@@ -19,6 +19,8 @@ from art_fingerprint import cli, cli_bench
 from art_fingerprint.attacks import FineTuningAttack
 from art_fingerprint.benchmark.runner import Bench
 from art_fingerprint.benchmark.store import read_rows
+from art_fingerprint.testing.models import tiny_classifier
+from art_fingerprint.verifiers import ModelDiffVerifier
 from art_fingerprint.verifiers.base import Verifier
 from art_fingerprint.zoo import presets
 from tests.tiny_preset import tiny
@@ -212,6 +214,13 @@ def test_plan_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = [line.split() for line in capsys.readouterr().out.split("\n")]
     assert [line[:5] for line in done if line[:2] == ["tiny", "Negative"]] == [["tiny", "Negative", "2", "2", "1"]]
     assert ["tiny", "Victim", "1", "1", "1", "0"] in done
+    # Another verifier asks models that are there, and have been tested: what is left are its queries.
+    (tmp_path / "plan.yaml").write_text(PLAN.replace("IPGuard", "ModelDiff"))
+    assert cli.main([*options, "--dry-run"]) == 0
+    queries = f"{ModelDiffVerifier(tiny_classifier()).expected_queries():,.0f}"
+    left = [line.split() for line in capsys.readouterr().out.split("\n")]
+    for label in ("Victim", "Negative", "FT(0.5)"):
+        assert ["tiny", label, "1", "1", "0", queries] in left
 
 
 def test_attack_with_too_little_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
