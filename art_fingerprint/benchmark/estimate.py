@@ -100,9 +100,9 @@ def _made(bench: Workbench, suspect: Suspect, kept: Collection[str]) -> float:
         return _trained(preset.negative_recipe)
     if suspect.role != "surrogate":
         return _trained(preset.victim_recipe)
-    if suspect.label not in bench.expected:
-        bench.expected[suspect.label] = _attacked(bench, suspect)
-    return bench.expected[suspect.label]
+    if suspect.label not in bench.attack_passes:
+        bench.attack_passes[suspect.label] = _attacked(bench, suspect)
+    return bench.attack_passes[suspect.label]
 
 
 def _attacked(bench: Workbench, suspect: Suspect) -> float:
@@ -116,8 +116,14 @@ def _attacked(bench: Workbench, suspect: Suspect) -> float:
 
 
 def _scored(bench: Workbench, suspect: Suspect, names: Iterable[str], kept: Collection[str]) -> float | None:
-    queries = [bench.judge(name).expected_queries() for name in names]
+    queries = [_queries(bench, name) for name in names]
     return _sum([0.0 if bench.facts_key(suspect) in kept else _tested(bench), *queries])
+
+
+def _queries(bench: Workbench, name: str) -> float | None:
+    if name not in bench.queries:
+        bench.queries[name] = bench.judge(name).expected_queries()
+    return bench.queries[name]
 
 
 def _tested(bench: Workbench) -> float:
@@ -133,8 +139,7 @@ def _tested(bench: Workbench) -> float:
 def _fingerprint_passes(bench: Workbench, name: str, kept: Collection[str]) -> float | None:
     if bench.fingerprint_file(name) in kept:
         return 0.0
-    judge = bench.judge(name)
-    queries = judge.expected_queries()
+    judge, queries = bench.judge(name), _queries(bench, name)
     references = bench.independents.count(bench.independents.references_of(type(judge)))
     return _sum(
         [

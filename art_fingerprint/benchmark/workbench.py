@@ -49,7 +49,8 @@ class Workbench:
     :param seeds: Seeds of the attacks.
     :param device_type: ``"gpu"`` (CUDA where there is one) or ``"cpu"``.
     :param cuda: Whether models are made on CUDA, which changes their digests; ``None``: as in this process.
-    :ivar expected: Expected passes of each attack, kept here since some of them cost passes to find out.
+    :ivar attack_passes: Expected passes of each attack by its label, kept here since some cost passes to find out.
+    :ivar queries: Expected queries of each verifier; they take an untrained classifier to look at, which takes time.
     :raises InvalidInputError: the data set or the architecture cannot be had.
     """
 
@@ -82,7 +83,8 @@ class Workbench:
             "device": untrained.device.type if cuda is None else "cuda" if cuda else "cpu",
         }
         self.independents = Independents(preset, self.seeds, self.data, other, self._made_from, device_type)
-        self.expected: dict[str, float] = {}
+        self.attack_passes: dict[str, float] = {}
+        self.queries: dict[str, float | None] = {}
         self._verifiers: dict[str, Verifier] = {}
         self._independent_models: dict[str, list[PyTorchClassifier]] = {}
 

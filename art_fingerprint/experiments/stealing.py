@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 FACTOR = 10  # the paper: 10,000 iterations against 1000
 NB_CHECKPOINTS = 20
+_SHARED = ("batch_size", "hflip", "allow_degenerate")  # parameters of RemovalNet's row that its rival gets, too
 UNITS = ("iterations", "forward-equivalents", "seconds")
 
 
@@ -43,7 +44,7 @@ def plan(preset: Preset, seeds: Seeds) -> Plan:
     attacks = dict(rows)
     for label, setting in rows.items():
         last = FACTOR * max_iter_of(setting.params)
-        shared = {name: setting.params[name] for name in ("batch_size", "hflip") if name in setting.params}
+        shared = {name: setting.params[name] for name in _SHARED if name in setting.params}
         knock = AttackSetting("KnockoffNetsAttack", {"max_iter": last, **shared}, setting.source, False, setting.ratio)
         steps = (round(index * last / NB_CHECKPOINTS) for index in range(NB_CHECKPOINTS + 1))
         attacks.update(checkpoints(rival(label), knock, steps))

@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from art_fingerprint.attacks import removalnet_cost
 from art_fingerprint.benchmark import materials
 from art_fingerprint.benchmark.store import KEYS, read_rows
 from art_fingerprint.cli import BAD_INPUT, OK, main
+from art_fingerprint.experiments.catalogue import EXPERIMENTS
 from art_fingerprint.reporting.tables import COLUMNS, SMOKE
-from art_fingerprint.zoo.presets import load_preset
+from art_fingerprint.zoo.presets import PRESETS, load_preset
 from tests import photo_sets
 
 slow = pytest.mark.slow
@@ -158,6 +160,17 @@ def test_skin_lesions_and_tables(run: Run, tmp_path: Path) -> None:
     ]
     maps = table(folder / "fig9-skin-lesion-resnet50-smoke.csv")
     assert [line["model"] for line in maps] == ["FT(0.5)", "RemovalNet(train)", "RemovalNet(apart)", "Negative"]
+
+
+@slow
+@pytest.mark.parametrize(("run", "name"), [(name, name) for name in PRESETS if name != "digits"], indirect=["run"])
+def test_every_experiment_can_be_planned_for_every_preset(run: Run, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every attack and verifier of each plan is made around the preset's network, and there is data for all of them."""
+    monkeypatch.setattr(removalnet_cost, "measured_tail", lambda attack: (1.0, False))  # it takes most of the time
+    for experiment in EXPERIMENTS:
+        printed = run("experiment", experiment, "--dry-run")
+        assert "Nothing was run." in printed
+        assert "will fail" not in printed, (name, experiment)
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,14 @@ def test_fig7_compares_costs(folder: Path) -> None:
     assert {r["attack"] for r in rows if "@" in r["suspect"]} == {"KnockoffNetsAttack"}
 
 
+def test_fig7_gives_both_the_same_conditions() -> None:
+    """At smoke scale a victim may see one class in all images; neither attack is refused for that."""
+    settings = stealing.plan(load_preset("celeba20-densenet121", "smoke"), SEEDS).presets[0].attacks
+    for name in ("batch_size", "hflip", "allow_degenerate"):
+        assert len({setting.params.get(name) for setting in settings.values()}) == 1, name
+    assert all(setting.params["allow_degenerate"] for setting in settings.values())
+
+
 def test_fig8_sweeps_each_weight(folder: Path) -> None:
     found = run("fig8", folder)
     swept = [(line["model"], line["at"]) for line in found if line["at"] != "-"]
