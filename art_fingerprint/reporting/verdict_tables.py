@@ -218,7 +218,8 @@ def verifier_sheet(rows: Iterable[Row]) -> Sheet:
     :param rows: Rows of one preset.
     :raises InvalidInputError: no rows, or rows of several presets.
     """
-    lines = verifier_lines(rows)
+    kept = list(rows)
+    lines = verifier_lines(kept)
     several = len({line.negatives for line in lines}) > 1
     head = ["Verifier", "Metric", *(["Negatives"] if several else []), "Threshold", "Direction", "Recognised"]
     cells = [[*head, "Accused", *RATES, "Queries", "Seconds", "Models"]]
@@ -231,7 +232,7 @@ def verifier_sheet(rows: Iterable[Row]) -> Sheet:
         shares = [str(line.recognised), str(line.accused)]
         cost = [_form(line.queries, ".0f"), _form(line.seconds, ".2g")]
         cells.append([names, "verdict", *kind, "-", "-", *shares, *["-"] * len(RATES), *cost, counts])
-    return Sheet(cells, _notes([metric for line in lines for metric in line.metrics]))
+    return Sheet(cells, (*_notes([metric for line in lines for metric in line.metrics]), *_blind_notes(kept)))
 
 
 def metric_name(metric: MetricLine) -> str:
@@ -281,6 +282,21 @@ def _notes(metrics: Sequence[MetricLine]) -> tuple[str, ...]:
     if any(metric.nb_values < metric.nb_scored for metric in metrics):
         notes.append("Models without a finite value are left out of a metric's line.")
     return tuple(notes)
+
+
+def _blind_notes(rows: Iterable[Row]) -> list[str]:
+    """Return a sentence for each metric by which the victim itself is not judged derived."""
+    own = [row for row in rows if row["role"] == "victim"]
+    blind = {
+        f"{one_line(short(row['verifier']))} {one_line(name)}": None
+        for row in own
+        for name, result in row["metrics"].items()
+        if result["derived"] is False
+    }
+    return [
+        f"{name} does not judge even the victim itself derived: nothing that it says here can be trusted."
+        for name in blind
+    ]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -43,7 +42,7 @@ from art_fingerprint.verifiers.fingerprint import Fingerprint, check_facts, cont
 from art_fingerprint.verifiers.measurement import Access as Access
 from art_fingerprint.verifiers.measurement import Chance, Measurement, Notes, measure, measure_in_both_spaces
 from art_fingerprint.verifiers.measurement import Metric as Metric
-from art_fingerprint.verifiers.references import calibration_of, is_reference, reference_digests
+from art_fingerprint.verifiers.references import calibration_of, is_reference, reference_digests, warn_if_weak
 from art_fingerprint.verifiers.verdict import VOTES, Verdict, Vote, conclude
 
 logger = logging.getLogger(__name__)
@@ -216,6 +215,8 @@ class Verifier(abc.ABC):
     ) -> Self:
         """Set thresholds from independently trained reference models; they are kept in the fingerprint.
 
+        Warns of metrics by whose thresholds not even the victim would be judged derived.
+
         :param references: ART classifiers that were *not* derived from the victim, five or more.
         :param rule: ``"extreme"`` (RemovalNet 4.1.4), ``"fpr"`` (ours), ``"t-mean"`` (DeepJudge), ``"t-pred"``,
             ``"scaled-mean"``; see :func:`~art_fingerprint.verifiers.calibration.threshold`.
@@ -240,8 +241,7 @@ class Verifier(abc.ABC):
         fingerprint.calibration = calibration_of(
             found, directions, rule, alpha, confidence, false_positive_rate, digests
         )
-        if len(models) == 1:
-            warnings.warn("A single reference model says little about others; five or more are advised.", stacklevel=2)
+        warn_if_weak(fingerprint.calibration, directions, fingerprint.facts)
         return self
 
     def verify(

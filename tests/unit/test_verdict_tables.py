@@ -47,6 +47,13 @@ def skipped(rows: list[Row]) -> list[Row]:
 
 
 # ---------------------------------------------------------------------- verifiers
+def test_a_metric_that_misses_the_victim_itself_is_named() -> None:
+    rows = [*make_rows("Victim", 0, {"LOD": 0.0, "LAD": 9.0}, "victim"), *models("LOD", [0.1], [2.0])]
+    note = "does not judge even the victim itself derived: nothing that it says here can be trusted."
+    assert [text for text in verifier_sheet(rows).notes if "victim itself" in text] == [f"DeepJudge LAD {note}"]
+    assert not any("victim itself" in text for text in verifier_sheet(example()).notes)
+
+
 def test_verifiers_by_hand() -> None:
     rows = example()
     for row in rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import warnings
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 from pathlib import Path
@@ -31,7 +32,9 @@ from art_fingerprint.exceptions import (
     SuspectFailedError,
 )
 from art_fingerprint.verifiers.base import Access, Metric, Verifier
+from art_fingerprint.verifiers.calibration import Calibration, Direction, Rule
 from art_fingerprint.verifiers.fingerprint import Fingerprint
+from art_fingerprint.verifiers.references import warn_if_weak
 from tests.conftest import wrap
 from tests.states import black_box, mark, random_states, state_of
 
@@ -561,6 +564,37 @@ def test_one_reference_gives_a_warning(verifier: GapVerifier, make_classifier: M
     with pytest.warns(UserWarning, match="single reference"):
         verifier.calibrate([make_classifier(2)])
     assert verifier.verify(make_classifier()).derived is True
+
+
+@pytest.mark.parametrize(
+    ("threshold", "direction", "rule", "own", "warned"),
+    [
+        (0.0, "distance", "extreme", None, "GAP (0, threshold 0)"),
+        (0.0, "distance", "t-mean", None, None),  # a bound that is included
+        (0.1, "distance", "extreme", None, None),
+        (1.0, "similarity", "fpr", None, "GAP (1, threshold 1)"),
+        (2.0, "similarity", "extreme", None, None),  # of another scale: the victim's value is not known
+        (0.222, "similarity", "extreme", 0.147, "GAP (0.147, threshold 0.222)"),
+        (0.222, "similarity", "extreme", 0.3, None),
+        (0.222, "similarity", "extreme", "damaged", None),
+    ],
+)
+def test_thresholds_that_the_victim_itself_would_not_reach(
+    threshold: float, direction: Direction, rule: Rule, own: object, warned: str | None
+) -> None:
+    calibration = Calibration({"GAP": (0.5, 0.6)}, {"GAP": threshold}, rule)
+    facts = {} if own is None else {"own_GAP": own}
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        warn_if_weak(calibration, {"GAP": direction}, facts)
+    assert [f"derived: {warned}. No copy" in str(w.message) for w in found] == ([True] if warned else [])
+
+
+def test_a_useless_threshold_is_told_when_it_is_set(verifier: GapVerifier, make_classifier: Make) -> None:
+    assert verifier.fingerprint is not None
+    verifier.fingerprint.facts["own_GAP"] = 1e6
+    with pytest.warns(UserWarning, match=r"not even the victim would be judged derived: .*GAP \(1e\+06, threshold"):
+        verifier.calibrate([make_classifier(2), make_classifier(3)])
 
 
 def test_false_positive_rates_reach_the_verdict(verifier: GapVerifier, make_classifier: Make) -> None:
