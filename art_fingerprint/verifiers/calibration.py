@@ -103,6 +103,21 @@ def is_derived(value: float, tau: float, direction: Direction, rule: Rule = "ext
     return value <= tau if direction == "distance" else value >= tau
 
 
+def misses_victim(own: object, tau: float, direction: Direction, rule: Rule = "extreme") -> bool:
+    """Tell whether not even the victim would be judged derived. Such a threshold can accuse, but never acquit.
+
+    :param own: The victim's own value; ``None`` where a fingerprint does not say. Distance 0 and similarity 1 are then
+        taken for it, and only a threshold that is one of these leaves no room.
+    :param tau: Threshold.
+    :param direction: As in :func:`threshold`.
+    :param rule: One of :data:`RULES`.
+    """
+    nearest = 0.0 if direction == "distance" else 1.0
+    if own is None and tau == nearest:
+        own = nearest
+    return isinstance(own, (int, float)) and not is_derived(own, tau, direction, rule)
+
+
 def empirical_p_value(value: float, references: Sequence[float], direction: Direction) -> float:
     """Return (1 + number of references at least as close to the victim) / (R + 1).
 

@@ -13,7 +13,7 @@ from art_fingerprint.core.classifier import network_of
 from art_fingerprint.core.digests import first_weights_digest, network_digest
 from art_fingerprint.core.notices import warn_caller
 from art_fingerprint.exceptions import CalibrationError, InvalidInputError
-from art_fingerprint.verifiers.calibration import Calibration, Direction, Rule, is_derived, threshold
+from art_fingerprint.verifiers.calibration import Calibration, Direction, Rule, misses_victim, threshold
 from art_fingerprint.verifiers.measurement import Measurement
 
 
@@ -126,20 +126,18 @@ def warn_if_weak(calibration: Calibration, directions: Mapping[str, Direction], 
 
     :param calibration: Thresholds.
     :param directions: Metric to direction.
-    :param facts: The fingerprint's; ``own_METRIC`` is the victim's own value, without which distance 0 and similarity 1
-        are taken for it: a threshold that is one of these leaves no room.
+    :param facts: The fingerprint's; ``own_METRIC`` is the victim's own value, see :func:`.misses_victim`.
     """
     if calibration.nb_references == 1:
         warn_caller("A single reference model says little about others; five or more are advised.")
-    blind = []
-    for name, tau in calibration.thresholds.items():
-        nearest = 0.0 if directions[name] == "distance" else 1.0
-        own = facts.get(f"own_{name}", nearest if tau == nearest else None)
-        if isinstance(own, (int, float)) and not is_derived(own, tau, directions[name], calibration.rule):
-            blind.append(f"{name} ({own:.3g}, threshold {tau:.3g})")
+    blind = [
+        f"{name} (threshold {tau:.3g})"
+        for name, tau in calibration.thresholds.items()
+        if misses_victim(facts.get(f"own_{name}"), tau, directions[name], calibration.rule)
+    ]
     if blind:
         warn_caller(
-            f"By these thresholds not even the victim would be judged derived: {', '.join(blind)}. No copy can be told "
-            "from an independent model so: use more or other data or settings, leave the metric out (`metric_names`), "
-            "or see whether a reference model was derived from the victim."
+            f"By these thresholds not even the victim would be judged derived: {', '.join(blind)}. Such a metric "
+            "acquits nobody: use more or other data or settings, leave it out (`metric_names`), or see whether a "
+            "reference model was derived from the victim."
         )

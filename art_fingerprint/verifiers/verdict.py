@@ -16,6 +16,7 @@ from art_fingerprint.verifiers.calibration import (
     Direction,
     empirical_p_value,
     is_derived,
+    misses_victim,
 )
 from art_fingerprint.verifiers.fingerprint import Fingerprint
 from art_fingerprint.verifiers.measurement import Chance, Measurement
@@ -70,6 +71,8 @@ class Verdict:
     :ivar references: Metric name to the scores of the reference models, for metrics with a threshold.
     :ivar false_positive_rate: Upper estimate of the rate at which one metric flags an independent model; ``None`` if
         uncalibrated or the threshold rule gives none.
+    :ivar blind: Metrics by whose thresholds not even the victim would be judged derived: of these only a "derived"
+        says anything. See :func:`.misses_victim`.
     """
 
     verifier: str
@@ -85,6 +88,7 @@ class Verdict:
     complete: bool = True
     references: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     false_positive_rate: float | None = None
+    blind: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> MetricResult:
         if name not in self.metrics:
@@ -121,6 +125,11 @@ class Verdict:
         sentences = []
         if self.derived is False:
             sentences.append("No closer to the victim than independent models; a removal attack can bring that about.")
+        missed = [name for name in self.blind if name in self.metrics and not self.metrics[name].derived]
+        if missed:
+            sentences.append(
+                f"Not even the victim would be judged derived by {', '.join(missed)}: this acquits nobody."
+            )
         rate, whole = self.false_positive_rate, self.verdict_false_positive_rate
         if rate is not None:
             vote = "" if whole is None or whole == rate else f", this vote at most {whole:.1%}"
@@ -144,6 +153,7 @@ class Verdict:
             "fingerprint_digest": self.fingerprint_digest,
             "reason": self.reason,
             "complete": self.complete,
+            "blind": list(self.blind),
             "false_positive_rate": self.false_positive_rate,
             "verdict_false_positive_rate": self.verdict_false_positive_rate,
             "meaning": self.meaning,
@@ -217,6 +227,21 @@ def conclude(
         complete=found.failure is None,
         references=references,
         false_positive_rate=false_positive_rate(calibration),
+        blind=_blind(results, calibration, fingerprint),
+    )
+
+
+def _blind(
+    results: Mapping[str, MetricResult], calibration: Calibration | None, fingerprint: Fingerprint
+) -> tuple[str, ...]:
+    if calibration is None:
+        return ()
+    return tuple(
+        name
+        for name, result in results.items()
+        if result.threshold is not None
+        and name in calibration.thresholds
+        and misses_victim(fingerprint.facts.get(f"own_{name}"), result.threshold, result.direction, calibration.rule)
     )
 
 

@@ -569,12 +569,12 @@ def test_one_reference_gives_a_warning(verifier: GapVerifier, make_classifier: M
 @pytest.mark.parametrize(
     ("threshold", "direction", "rule", "own", "warned"),
     [
-        (0.0, "distance", "extreme", None, "GAP (0, threshold 0)"),
+        (0.0, "distance", "extreme", None, "GAP (threshold 0)"),
         (0.0, "distance", "t-mean", None, None),  # a bound that is included
         (0.1, "distance", "extreme", None, None),
-        (1.0, "similarity", "fpr", None, "GAP (1, threshold 1)"),
+        (1.0, "similarity", "fpr", None, "GAP (threshold 1)"),
         (2.0, "similarity", "extreme", None, None),  # of another scale: the victim's value is not known
-        (0.222, "similarity", "extreme", 0.147, "GAP (0.147, threshold 0.222)"),
+        (0.222, "similarity", "extreme", 0.147, "GAP (threshold 0.222)"),
         (0.222, "similarity", "extreme", 0.3, None),
         (0.222, "similarity", "extreme", "damaged", None),
     ],
@@ -587,14 +587,19 @@ def test_thresholds_that_the_victim_itself_would_not_reach(
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         warn_if_weak(calibration, {"GAP": direction}, facts)
-    assert [f"derived: {warned}. No copy" in str(w.message) for w in found] == ([True] if warned else [])
+    assert [f"derived: {warned}. Such a" in str(w.message) for w in found] == ([True] if warned else [])
 
 
 def test_a_useless_threshold_is_told_when_it_is_set(verifier: GapVerifier, make_classifier: Make) -> None:
     assert verifier.fingerprint is not None
     verifier.fingerprint.facts["own_GAP"] = 1e6
-    with pytest.warns(UserWarning, match=r"not even the victim would be judged derived: .*GAP \(1e\+06, threshold"):
+    with pytest.warns(UserWarning, match=r"not even the victim would be judged derived: .*GAP \(threshold"):
         verifier.calibrate([make_classifier(2), make_classifier(3)])
+    verdict = verifier.verify(make_classifier(4))
+    assert "GAP" in verdict.blind
+    assert verdict.to_dict()["blind"] == list(verdict.blind)
+    assert verdict.derived is False  # no more accusations than before, but said to be worth nothing
+    assert "acquits nobody" in " ".join(repr(verdict).split())
 
 
 def test_false_positive_rates_reach_the_verdict(verifier: GapVerifier, make_classifier: Make) -> None:
