@@ -114,7 +114,7 @@ class Verifier(abc.ABC):
         :param victim: White-box view of the victim, in evaluation mode with frozen parameters, protected by the caller.
         :param x: Owner's data on the host, ``(n, *input_shape)`` float32.
         :param y: Labels ``(n,)`` int64 on the host, or ``None``.
-        :return: Arrays and JSON facts of the fingerprint.
+        :return: Arrays and JSON facts of the fingerprint; ``own_NAME``: the victim's score, where it is not 0 or 1.
         """
 
     @abc.abstractmethod
