@@ -237,6 +237,18 @@ def test_without_both_nothing_is_compared(missing: str) -> None:
     assert line["KnockoffNets iterations"] == {"RemovalNet": "50.00"}.get(missing, "-")
 
 
+def test_places_of_a_curve_are_in_order_whatever_finished_first() -> None:
+    labels = ["Victim", "R(a)@0.08", "R(a)@0.06", "R(b)@0.1", "R(a)@0.1", "R(b)@0.02", "FT(0.5)"]
+    models = [model(label, 90, LOD=1.0) for label in labels]
+    cells = learning.metric_cells(models, {"LOD": "distance"}, {n: float(n[5:]) for n in labels if "@" in n})
+    assert [line[:2] for line in cells[1:]] == [
+        ["Victim", "-"],
+        *(["R(a)", "0.06"], ["R(a)", "0.08"], ["R(a)", "0.1"]),
+        *(["R(b)", "0.02"], ["R(b)", "0.1"]),
+        ["FT(0.5)", "-"],
+    ]
+
+
 def test_models_hold_all_rows_of_a_suspect() -> None:
     base = {"preset": "p", "victim": "v", "role": "surrogate", "seed": 0, "attack_seconds": 2.0, "cost": None}
     results = [("A", "LOD", 1.0), ("B", "MR", None)]
