@@ -133,7 +133,8 @@ def failures(rows: Iterable[Row]) -> tuple[str, ...]:
     for row in latest_rows(rows):
         newest.setdefault(row["suspect"], {}).setdefault(row["seed"], []).append(row)
     alike: dict[tuple[str, str], list[str]] = {}  # places of one curve fail together: its labels share a sentence
-    for label, seeds in newest.items():
+    for label in in_order(newest):
+        seeds = newest[label]
         broken: dict[tuple[str, ...], list[Row]] = {}  # verifiers without a result to one row of each seed
         for own in seeds.values():
             failed = [row for row in own if row["status"] == "failed"]
@@ -176,17 +177,30 @@ def thresholds(rows: Iterable[Row]) -> dict[str, float]:
     }
 
 
+def place_of(label: str) -> float | None:
+    """Return the number after a label's ``@``; ``None`` where there is none."""
+    _, mark, text = label.rpartition("@")
+    if mark:
+        with suppress(ValueError):
+            return int(text) if text.isdecimal() else float(text)
+    return None
+
+
+def in_order(labels: Iterable[str]) -> list[str]:
+    """Return labels in order of appearance, but those of one curve together and by place: workers end in any order."""
+    curves: dict[str, list[str]] = {}
+    for label in dict.fromkeys(labels):
+        curves.setdefault(label if place_of(label) is None else base_label(label), []).append(label)
+    return [label for own in curves.values() for label in sorted(own, key=lambda name: place_of(name) or 0.0)]
+
+
 def places(rows: Iterable[Row]) -> dict[str, float]:
     """Return the surrogates that stand for a place of a curve, a step or a share, with the number after their ``@``.
 
     :raises InvalidInputError: there are none.
     """
-    found: dict[str, float] = {}
-    for row in rows:
-        _, mark, text = str(row["suspect"]).rpartition("@")
-        if row["role"] == "surrogate" and mark:
-            with suppress(ValueError):
-                found[str(row["suspect"])] = int(text) if text.isdecimal() else float(text)
+    labels = dict.fromkeys(str(row["suspect"]) for row in rows if row["role"] == "surrogate")
+    found = {label: place for label in labels if (place := place_of(label)) is not None}
     if not found:
         raise InvalidInputError("The rows have no surrogate with a step or a share, LABEL@NUMBER.")
     return found

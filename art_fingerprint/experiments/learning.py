@@ -18,6 +18,7 @@ from art_fingerprint.experiments.experiment import (
     base_label,
     checkpoints,
     directions,
+    in_order,
     max_iter_of,
     models_of,
     places,
@@ -61,18 +62,15 @@ def read(rows: Sequence[Row]) -> Findings:
     return Findings({"": sheet}, lambda: draw(models, known, steps, thresholds(rows)))
 
 
-def metric_cells(models: Sequence[Model], known: Mapping[str, str], places: Mapping[str, float]) -> list[list[str]]:
+def metric_cells(models: Sequence[Model], known: Mapping[str, str], places: Mapping[str, object]) -> list[list[str]]:
     """Return a line for each label: its place (a step, a share), accuracy and metrics over seeds.
 
-    :param models: Models in the order of the lines, but for places of one curve: workers finish them in any order.
+    :param models: Models in the order of the lines, but for places of one curve, see :func:`.in_order`.
     :param known: Metric to direction.
     :param places: Label to place; a label that has none is shown whole.
     """
     cells = [["model", "at", "seeds", "accuracy %", *known]]
-    curves: dict[str, list[str]] = {}
-    for label in dict.fromkeys(model.label for model in models):
-        curves.setdefault(base_label(label) if label in places else label, []).append(label)
-    for label in (label for own in curves.values() for label in sorted(own, key=lambda name: places.get(name, 0.0))):
+    for label in in_order(model.label for model in models):
         own = [model for model in models if model.label == label]
         values = ([m.metrics[name] for m in own if name in m.metrics] for name in known)
         cells.append(

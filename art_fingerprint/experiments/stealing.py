@@ -86,15 +86,19 @@ class Contest:
         wanted = statistics.fmean(self.accuracy)
         return next((step for step, found in sorted(self.curve.items()) if statistics.fmean(found) >= wanted), None)
 
+    @property
+    def compared(self) -> int | None:
+        """KnockoffNets' step whose cost is compared: that at which it has caught up, else its end."""
+        return max(self.curve, default=None) if self.caught_up is None else self.caught_up
+
     def saving(self, unit: int) -> float | None:
         """Return 1 - RemovalNet's cost / KnockoffNets' when it has caught up, or at its end if it never does.
 
         In the second case the saving is at least so much. ``None`` where there is nothing to compare.
         """
-        if not self.held:
+        if not self.held or self.compared is None:
             return None
-        step = self.caught_up
-        theirs = self.curve_cost[max(self.curve) if step is None else step][unit]
+        theirs = self.curve_cost[self.compared][unit]
         mine = self.cost[unit]
         return None if mine is None or not theirs else 1 - mine / theirs
 
@@ -110,8 +114,8 @@ def contests(models: Sequence[Model], iterations: Mapping[str, int], checkpoints
     for label, last in iterations.items():
         mine = [model for model in models if model.label == label]
         steps = {int(step): name for name, step in checkpoints.items() if base_label(name) == rival(label)}
-        theirs = {step: [model for model in models if model.label == name] for step, name in sorted(steps.items())}
-        theirs = {step: own for step, own in theirs.items() if own}  # a network that cannot start afresh has none
+        found_at = {step: [model for model in models if model.label == name] for step, name in sorted(steps.items())}
+        theirs = {step: own for step, own in found_at.items() if own}  # a network that cannot start afresh has none
         found.append(
             Contest(
                 label,
@@ -166,8 +170,7 @@ def cells(found: Sequence[Contest]) -> list[list[str]]:
         ]
     ]
     for contest in found:
-        step, end = contest.caught_up, max(contest.curve, default=None)
-        at = end if step is None else step
+        step, at, end = contest.caught_up, contest.compared, max(contest.curve, default=None)
         theirs = (None,) * len(UNITS) if at is None else contest.curve_cost[at]
         mark = "> " if step is None else ""
         savings = (contest.saving(unit) for unit in range(len(UNITS)))

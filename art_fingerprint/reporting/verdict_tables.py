@@ -218,7 +218,7 @@ def verifier_sheet(rows: Iterable[Row]) -> Sheet:
     :param rows: Rows of one preset.
     :raises InvalidInputError: no rows, or rows of several presets.
     """
-    kept = list(rows)
+    kept = rows_of_one_preset(rows)
     lines = verifier_lines(kept)
     several = len({line.negatives for line in lines}) > 1
     head = ["Verifier", "Metric", *(["Negatives"] if several else []), "Threshold", "Direction", "Recognised"]
@@ -286,16 +286,13 @@ def _notes(metrics: Sequence[MetricLine]) -> tuple[str, ...]:
 
 def _blind_notes(rows: Iterable[Row]) -> list[str]:
     """Return a sentence for each metric by which the victim itself is not judged derived."""
-    own = [row for row in rows if row["role"] == "victim"]
-    blind = {
-        f"{one_line(short(row['verifier']))} {one_line(name)}": None
-        for row in own
+    return [
+        f"{one_line(short(row['verifier']))} {one_line(name)} does not judge even the victim itself derived: nothing "
+        "that it says here can be trusted."
+        for row in rows
+        if row["role"] == "victim"
         for name, result in row["metrics"].items()
         if result["derived"] is False
-    }
-    return [
-        f"{name} does not judge even the victim itself derived: nothing that it says here can be trusted."
-        for name in blind
     ]
 
 

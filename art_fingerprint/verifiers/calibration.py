@@ -103,19 +103,29 @@ def is_derived(value: float, tau: float, direction: Direction, rule: Rule = "ext
     return value <= tau if direction == "distance" else value >= tau
 
 
-def misses_victim(own: object, tau: float, direction: Direction, rule: Rule = "extreme") -> bool:
-    """Tell whether not even the victim would be judged derived. Such a threshold can accuse, but never acquit.
+def blind_metrics(
+    thresholds: Mapping[str, float],
+    directions: Mapping[str, Direction],
+    facts: Mapping[str, Any],
+    rule: Rule = "extreme",
+) -> tuple[str, ...]:
+    """Return metrics by whose threshold not even the victim is judged derived: they can accuse, but never acquit.
 
-    :param own: The victim's own value; ``None`` where a fingerprint does not say. Distance 0 and similarity 1 are then
-        taken for it, and only a threshold that is one of these leaves no room.
-    :param tau: Threshold.
-    :param direction: As in :func:`threshold`.
+    :param thresholds: Metric to threshold.
+    :param directions: Metric to direction.
+    :param facts: The fingerprint's; ``own_METRIC`` is the victim's own value. Where a fingerprint does not say,
+        distance 0 and similarity 1 are taken for it, and only a threshold that is one of these leaves no room.
     :param rule: One of :data:`RULES`.
     """
-    nearest = 0.0 if direction == "distance" else 1.0
-    if own is None and tau == nearest:
-        own = nearest
-    return isinstance(own, (int, float)) and not is_derived(own, tau, direction, rule)
+    blind = []
+    for name, tau in thresholds.items():
+        nearest = 0.0 if directions[name] == "distance" else 1.0
+        own = facts.get(f"own_{name}")
+        if own is None and tau == nearest:
+            own = nearest
+        if isinstance(own, (int, float)) and not is_derived(own, tau, directions[name], rule):
+            blind.append(name)
+    return tuple(blind)
 
 
 def empirical_p_value(value: float, references: Sequence[float], direction: Direction) -> float:

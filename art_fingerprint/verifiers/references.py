@@ -13,7 +13,7 @@ from art_fingerprint.core.classifier import network_of
 from art_fingerprint.core.digests import first_weights_digest, network_digest
 from art_fingerprint.core.notices import warn_caller
 from art_fingerprint.exceptions import CalibrationError, InvalidInputError
-from art_fingerprint.verifiers.calibration import Calibration, Direction, Rule, misses_victim, threshold
+from art_fingerprint.verifiers.calibration import Calibration, Direction, Rule, blind_metrics, threshold
 from art_fingerprint.verifiers.measurement import Measurement
 
 
@@ -126,18 +126,15 @@ def warn_if_weak(calibration: Calibration, directions: Mapping[str, Direction], 
 
     :param calibration: Thresholds.
     :param directions: Metric to direction.
-    :param facts: The fingerprint's; ``own_METRIC`` is the victim's own value, see :func:`.misses_victim`.
+    :param facts: The fingerprint's, see :func:`.blind_metrics`.
     """
     if calibration.nb_references == 1:
         warn_caller("A single reference model says little about others; five or more are advised.")
-    blind = [
-        f"{name} (threshold {tau:.3g})"
-        for name, tau in calibration.thresholds.items()
-        if misses_victim(facts.get(f"own_{name}"), tau, directions[name], calibration.rule)
-    ]
+    blind = blind_metrics(calibration.thresholds, directions, facts, calibration.rule)
     if blind:
+        listed = ", ".join(f"{name} (threshold {calibration.thresholds[name]:.3g})" for name in blind)
         warn_caller(
-            f"By these thresholds not even the victim would be judged derived: {', '.join(blind)}. Such a metric "
+            f"By these thresholds not even the victim would be judged derived: {listed}. Such a metric "
             "acquits nobody: use more or other data or settings, leave it out (`metric_names`), or see whether a "
             "reference model was derived from the victim."
         )

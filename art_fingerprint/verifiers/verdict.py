@@ -14,9 +14,9 @@ from art_fingerprint.verifiers.calibration import (
     STRICT_RULES,
     Calibration,
     Direction,
+    blind_metrics,
     empirical_p_value,
     is_derived,
-    misses_victim,
 )
 from art_fingerprint.verifiers.fingerprint import Fingerprint
 from art_fingerprint.verifiers.measurement import Chance, Measurement
@@ -72,7 +72,7 @@ class Verdict:
     :ivar false_positive_rate: Upper estimate of the rate at which one metric flags an independent model; ``None`` if
         uncalibrated or the threshold rule gives none.
     :ivar blind: Metrics by whose thresholds not even the victim would be judged derived: of these only a "derived"
-        says anything. See :func:`.misses_victim`.
+        says anything. See :func:`.blind_metrics`.
     """
 
     verifier: str
@@ -212,6 +212,9 @@ def conclude(
         known = None if calibration is None else calibration.within(name, space)
         if known is not None and name in known.references:
             references[name] = known.references[name]
+    # not those of a verifier that has a threshold without references
+    calibrated = {} if calibration is None else calibration.thresholds
+    limits = {n: r.threshold for n, r in results.items() if n in calibrated and r.threshold is not None}
     derived = None if found.trouble else combine((result.derived for result in results.values()), vote)
     return Verdict(
         verifier=fingerprint.verifier,
@@ -227,21 +230,7 @@ def conclude(
         complete=found.failure is None,
         references=references,
         false_positive_rate=false_positive_rate(calibration),
-        blind=_blind(results, calibration, fingerprint),
-    )
-
-
-def _blind(
-    results: Mapping[str, MetricResult], calibration: Calibration | None, fingerprint: Fingerprint
-) -> tuple[str, ...]:
-    if calibration is None:
-        return ()
-    return tuple(
-        name
-        for name, result in results.items()
-        if result.threshold is not None
-        and name in calibration.thresholds
-        and misses_victim(fingerprint.facts.get(f"own_{name}"), result.threshold, result.direction, calibration.rule)
+        blind=() if calibration is None else blind_metrics(limits, directions, fingerprint.facts, calibration.rule),
     )
 
 

@@ -293,6 +293,7 @@ def test_places_of_a_curve_that_fail_alike_share_a_sentence() -> None:
         "K(y)@10: no result. Seed 0: another",
         "alone: no result. Seed 0: another",
     )
+    assert failures([rows[2], rows[0], rows[3], rows[1]])[0].startswith("K(x)@0 to @15 (4 rows)")
 
 
 def test_some_of_each_class() -> None:
