@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from art_fingerprint.attacks.removalnet import RemovalNetAttack
 from art_fingerprint.benchmark.store import read_rows
 from art_fingerprint.benchmark.workbench import Workbench
 from art_fingerprint.cli import BAD_INPUT, OK, main
@@ -144,8 +146,26 @@ def test_fig8_sweeps_each_weight(folder: Path) -> None:
     settings = ablation.plan(short(), SEEDS).presets[0].attacks
     assert settings["alpha@0.2"].params["gamma"] == 0.8
     assert settings["gamma@0.6"].params == settings["beta@2.0"].params
-    assert {setting.params["learning_rate"] for setting in settings.values()} == {0.03}
     assert {setting.source for setting in settings.values()} == {"subset"}
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [("digits", 0.03), ("fashion-mnist", 0.012), ("cifar10-vgg19", 0.03), ("gtsrb-inceptionv3", 0.03), ("tiny", 0.06)],
+)
+def test_fig8_takes_the_rate_of_the_paper_or_one_that_the_network_can_bear(name: str, rate: float) -> None:
+    preset = short() if name == "tiny" else load_preset(name)
+    settings = ablation.plan(preset, SEEDS).presets[0].attacks
+    assert {setting.params["learning_rate"] for setting in settings.values()} == {rate}
+
+
+def test_fig8_knows_the_rate_of_a_row_that_names_none() -> None:
+    preset = short()
+    row = preset.attacks["RemovalNet(train)"]
+    bare = replace(row, params={k: v for k, v in row.params.items() if k != "learning_rate"})
+    settings = ablation.plan(replace(preset, attacks={"R": bare}), SEEDS).presets[0].attacks
+    default = inspect.signature(RemovalNetAttack).parameters["learning_rate"].default
+    assert {setting.params["learning_rate"] for setting in settings.values()} == {round(3 * default, 9)}
 
 
 def test_fig9_compares_maps(folder: Path) -> None:
