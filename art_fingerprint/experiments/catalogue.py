@@ -78,12 +78,14 @@ def run_experiment(
     plan = bench.plan
     title = plan.presets[0].name
     newest = [row for row in latest_rows(read_rows(folder)) if row["preset"] == title]
-    wanted = {
+    cells = (
         bench.benches[title].cell(suspect, verifier)
         for suspect in bench.benches[title].suspects
         for verifier in plan.presets[0].verifiers
-    }
-    rows = [row for row in newest if row["key"] in wanted]  # not those of other seeds or settings
+    )
+    place = {key: number for number, key in enumerate(cells)}
+    rows = [row for row in newest if row["key"] in place]  # not those of other seeds or settings
+    rows.sort(key=lambda row: place[row["key"]])  # workers end in any order
     findings = EXPERIMENTS[name].read(Run(plan, rows, bench.benches[title]))
     warnings = warnings_of(rows)
     missing = () if EXPERIMENTS[name] is tables.TABLE1 else failures(rows)  # that table says it itself

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import inspect
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -166,6 +167,17 @@ def test_fig8_knows_the_rate_of_a_row_that_names_none() -> None:
     settings = ablation.plan(replace(preset, attacks={"R": bare}), SEEDS).presets[0].attacks
     default = inspect.signature(RemovalNetAttack).parameters["learning_rate"].default
     assert {setting.params["learning_rate"] for setting in settings.values()} == {round(3 * default, 9)}
+
+
+@pytest.mark.parametrize("name", ["table1", "table4", "fig4"])
+def test_tables_do_not_depend_on_the_order_in_which_workers_end(name: str, folder: Path) -> None:
+    run(name, folder)
+    before = (folder / f"{name}-tiny.md").read_text(encoding="utf-8")
+    lines = (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    newest = {(r["preset"], r["suspect"], r["seed"], r["verifier"]): json.dumps(r) for r in map(json.loads, lines)}
+    (folder / "rows.jsonl").write_text("".join(f"{line}\n" for line in reversed(newest.values())), encoding="utf-8")
+    run(name, folder)
+    assert (folder / f"{name}-tiny.md").read_text(encoding="utf-8") == before
 
 
 def test_fig9_compares_maps(folder: Path) -> None:
