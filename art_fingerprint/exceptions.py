@@ -32,7 +32,12 @@ class FingerprintFileError(FingerprintError):
 
 
 class IncompatibleSuspectError(FingerprintError):
-    """The suspect cannot be compared with this fingerprint. The message says what differs."""
+    """The suspect cannot be compared with this fingerprint. The message says what differs.
+
+    :ivar queries: Samples that it was sent before that was known.
+    """
+
+    queries = 0
 
 
 class IncompatibleArchitectureError(IncompatibleSuspectError):

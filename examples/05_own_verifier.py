@@ -44,7 +44,7 @@ class RunnerUpVerifier(Verifier):
         self.nb_probes = nb_probes
 
     def _extract(self, victim, x, y):
-        scores = torch.cat([victim(rows.to(victim.device)).cpu() for rows in x.split(self.batch_size)]).detach()
+        scores = self._as_suspect().logits(x)
         best = scores.topk(2).values
         chosen = (best[:, 0] - best[:, 1]).argsort()[: self.nb_probes]
         return {"probes": x[chosen].numpy(), "scores": scores[chosen].numpy()}, {}

@@ -28,7 +28,7 @@ from art_fingerprint.core.classifier import (
     network_of,
 )
 from art_fingerprint.core.cost import CostMeter, uncounted
-from art_fingerprint.core.parameters import as_json, changed_together
+from art_fingerprint.core.parameters import as_json, as_python, changed_together
 from art_fingerprint.core.seeding import derive_seed, forked_random_state
 from art_fingerprint.core.streams import DataStream
 from art_fingerprint.core.training import EpochBatches, check_batches, nb_batches, samples_in_steps
@@ -260,10 +260,7 @@ class RemovalAttack(Attack):
 
     def _check_params(self) -> None:
         super()._check_params()
-        for name in self.attack_params:  # NumPy scalars are neither JSON nor accepted everywhere in torch
-            value = getattr(self, name)
-            if isinstance(value, np.generic):
-                setattr(self, name, value.item())
+        as_python(self, self.attack_params)
         check_number("batch_size", self.batch_size, 1, integer=True)
         check_flag("hflip", self.hflip)
         if self.callback is not None and not callable(self.callback):

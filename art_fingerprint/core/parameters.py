@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,15 @@ def as_json(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [as_json(item) for item in value]
     return value.item() if isinstance(value, np.generic) else value
+
+
+def as_python(owner: object, names: Iterable[str]) -> None:
+    """Turn those of an object's attributes that are NumPy scalars, which torch and JSON do not always take, into
+    Python numbers."""
+    for name in names:
+        value = getattr(owner, name)
+        if isinstance(value, np.generic):
+            setattr(owner, name, value.item())
 
 
 def strict_json(text: str) -> Any:

@@ -48,9 +48,10 @@ _ENOUGH = 1000
 class Suspect:
     """A query meter and an access limiter around any ART classifier.
 
-    A PyTorch classifier without postprocessing defences is asked directly on its device; every other one through its
-    ``predict``, so that what a real client would see is what the verifier sees. Samples are sent channels first,
-    channels last or flat, as its ``input_shape`` asks; flat ones run over channels first.
+    A PyTorch classifier is asked directly on its device. One with postprocessing defences, a ``predict`` of its own or
+    a network that only runs (TorchScript, quantised) is asked through ``predict``, as all others are, so that
+    what a real client would see is what the verifier sees. Samples are sent channels first, channels last or flat, as
+    its ``input_shape`` asks; flat ones run over channels first.
 
     Answers are scores ``(n, K)`` or labels: class indices ``(n,)`` or ``(n, 1)``, or rows that show no more (see
     :func:`~art_fingerprint.core.outputs.only_labels`). What they are is decided once, on all answers that the first
@@ -93,7 +94,7 @@ class Suspect:
             check_number("max_seconds", max_seconds, 0, open_low=True)
         check_number("repeats", repeats, 0, integer=True)
         self.classifier = classifier
-        self.batch_size = batch_size
+        self.batch_size = int(batch_size)
         self.kind: AnswerKind = outputs
         self.budget = budget
         self.nan_policy = nan_policy
@@ -103,10 +104,9 @@ class Suspect:
         self._log = AnswerLog(repeats)
         self._recorded: list[Tensor] | None = [] if record else None
         self._nb_hard: int | None = 0  # answers so far if all of them showed labels only, else None
-        direct = isinstance(classifier, PyTorchClassifier) and not classifier.postprocessing_defences
-        self._view = LogitsNetwork(classifier, "logits") if direct else None
+        self._view = _direct_view(classifier)
         self._evaluating = False
-        self.device = classifier.device if direct else torch.device("cpu")
+        self.device = torch.device("cpu") if self._view is None else self._view.device
         if not classifier.input_shape or not self.nb_classes or self.nb_classes < 2:
             raise InvalidInputError(
                 f"The {type(classifier).__name__} says input_shape={classifier.input_shape} and "
@@ -299,14 +299,17 @@ class Suspect:
     def view(self) -> LogitsNetwork:
         """The white-box view. Only for PyTorch suspects.
 
-        :raises AccessError: if the suspect is query-only.
+        :raises AccessError: if the suspect is query-only, or its network is TorchScript or quantised.
         """
         if not isinstance(self.classifier, PyTorchClassifier):
             raise AccessError(
                 f"This metric reads the suspect's layers, which a {type(self.classifier).__name__} does not show: use "
                 "a PyTorchClassifier or a query-only verifier."
             )
-        return self._view if self._view is not None else LogitsNetwork(self.classifier, "logits")
+        try:
+            return self._view or LogitsNetwork(self.classifier, "logits")
+        except InvalidInputError as error:  # TorchScript, or quantised layers
+            raise AccessError(f"This metric reads the suspect's layers: {error}") from error
 
     def differentiable(self, x: Tensor) -> Tensor:
         """Send one batch that requires a gradient, and return logits on ``device`` with a graph back to it.
@@ -357,6 +360,17 @@ class Suspect:
         if self.max_seconds is not None and time.monotonic() - self._started > self.max_seconds:
             raise QueryBudgetError(f"The {self.max_seconds:g} s are over; {self.queries} queries were sent by then.")
         self.queries += n
+
+
+def _direct_view(classifier: Any) -> LogitsNetwork | None:
+    """Return a view of a classifier whose ``predict`` shows what its network answers, ``None`` for any other."""
+    own = getattr(classifier.predict, "__func__", None) is not PyTorchClassifier.predict
+    if not isinstance(classifier, PyTorchClassifier) or own or classifier.postprocessing_defences:
+        return None
+    try:
+        return LogitsNetwork(classifier, "logits")
+    except InvalidInputError:  # TorchScript, or quantised layers
+        return None
 
 
 class _Softened(Suspect):

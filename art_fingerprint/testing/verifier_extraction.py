@@ -135,6 +135,25 @@ def float64_and_float16_are_converted(case: VerifierCase) -> None:
     expect(pair[0] == pair[1], "float16 images gave another fingerprint than the same numbers as float32.")
 
 
+def numpy_numbers_are_numbers(case: VerifierCase) -> None:
+    """NumPy scalars, as parameters and as the victim's shape and classes, give the same fingerprint, fit to be kept."""
+    plain = case.make(batch_size=16)
+    victim = case.victim()
+    victim._input_shape = tuple(np.int64(size) for size in victim.input_shape)
+    victim._nb_classes = np.int64(victim.nb_classes)
+    kinds = {int: np.int64, float: np.float64}
+    numbers = {n: kinds[type(value)](value) for n, value in plain.params().items() if type(value) in kinds}
+    verifier = case.make(victim, **numbers)
+    found, wanted = (v.extract(case.x, case.y, **case.more) for v in (verifier, plain))
+    expect(found.digest == wanted.digest, f"With NumPy scalars the fingerprint is another: {found} and not {wanted}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of three references
+        verifier.calibrate(case.references(3), confidence=np.float32(0.9), rule="t-mean")
+    verifier.verify(case.independent(1))
+    with tempfile.TemporaryDirectory() as folder:
+        found.save(Path(folder) / "print")
+
+
 def bad_data_are_refused(case: VerifierCase) -> None:
     """Images that are empty, of another shape or type, or not finite, and labels that do not fit, are refused."""
     verifier = case.make()
@@ -187,6 +206,7 @@ CHECKS = (
     the_seed_decides,
     labels_may_be_indices_or_one_hot,
     float64_and_float16_are_converted,
+    numpy_numbers_are_numbers,
     bad_data_are_refused,
     files_give_the_identical_verdict,
 )

@@ -10,8 +10,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
+from art.defences.postprocessor import ReverseSigmoid
+from art.estimators.classification import PyTorchClassifier
 
-from art_fingerprint.exceptions import FingerprintError
+from art_fingerprint.core.classifier import clone_classifier
+from art_fingerprint.exceptions import FingerprintError, IncompatibleSuspectError
 from art_fingerprint.testing.checks import expect, refused
 from art_fingerprint.testing.state import changes, everything, first_layer, marked
 from art_fingerprint.testing.suspects import HOSTILE, ODD, HostileSuspect, black_box, label_box
@@ -39,6 +43,24 @@ def the_victim_is_its_own_copy(case: VerifierCase) -> None:
                 expect(1 - case.extreme_tolerance < found <= 1, f"{text}; 1 was expected of a similarity.")
             else:
                 expect(0 <= found < case.extreme_tolerance * max(1.0, far), f"{text}; 0 was expected of a distance.")
+
+
+def defences_leave_the_victim_its_own_copy(case: VerifierCase) -> None:
+    """A victim whose answers pass a postprocessing defence has similarity 1 or distance 0, too."""
+    if not case.extremes:
+        return
+    victim, copy = case.victim(), case.victim()
+    for model in (victim, copy):
+        model.set_params(postprocessing_defences=[ReverseSigmoid()])
+    verifier = case.make(victim)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ART divides by zero
+        verifier.extract(case.x, case.y, **case.more)
+        scores = verifier.score(copy)
+    for metric in verifier.metrics:
+        far = abs(scores[metric.name] - (metric.direction == "similarity"))
+        text = f"With a postprocessing defence the victim's own {metric.name} is {scores[metric.name]:.6g}."
+        expect(far < max(case.extreme_tolerance, 1e-6), text)
 
 
 def batch_sizes_do_not_matter(case: VerifierCase) -> None:
@@ -148,6 +170,32 @@ def services_get_the_same_scores(case: VerifierCase) -> None:
         expect(whole[name].derived == asked[name].derived, f"{name} decides otherwise on a query-only suspect.")
     rest = {metric.name for metric in verifier.metrics} - set(allowed)
     expect(set(asked.skipped) == rest and all(asked.skipped.values()), f"{rest} must be skipped with a reason.")
+
+
+class _Backwards(PyTorchClassifier):  # type: ignore[misc]
+    """A classifier that shows its clients something else than its network answers."""
+
+    def predict(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        return super().predict(*args, **kwargs)[:, ::-1].copy()
+
+
+def what_clients_see_is_judged(case: VerifierCase) -> None:
+    """A ``predict`` of its own, and a network that only runs (TorchScript), are judged by what they answer."""
+    own = case.independent(1)
+    own.__class__ = _Backwards
+    network = case.independent(1).model.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing is on its way out of torch, not out of use
+        traced = torch.jit.trace(network, torch.zeros(2, *own.input_shape))
+    scripted = clone_classifier(case.independent(1), traced)
+    verifier = case.ready()
+    if not case.asks:
+        refused(lambda: verifier.verify(scripted), IncompatibleSuspectError, "A TorchScript suspect", "TorchScript")
+        return
+    for what, suspect in (("a predict of its own", own), ("a TorchScript network", scripted)):
+        asked = verifier.verify(black_box(suspect))
+        found = {name: verifier.verify(suspect)[name] for name in asked.metrics}
+        expect(found == dict(asked.metrics), f"A suspect with {what} scores {found}, its clients see {asked}.")
 
 
 def label_metrics_need_labels_only(case: VerifierCase) -> None:
@@ -266,6 +314,7 @@ def odd_suspects_are_scored_alike(case: VerifierCase) -> None:
 
 CHECKS = (
     the_victim_is_its_own_copy,
+    defences_leave_the_victim_its_own_copy,
     batch_sizes_do_not_matter,
     the_order_of_suspects_does_not_matter,
     training_mode_does_not_matter,
@@ -275,6 +324,7 @@ CHECKS = (
     queries_are_those_declared,
     budgets_are_kept,
     services_get_the_same_scores,
+    what_clients_see_is_judged,
     label_metrics_need_labels_only,
     decisions_follow_direction_and_threshold,
     uncalibrated_verifiers_do_not_guess,

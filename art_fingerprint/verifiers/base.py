@@ -25,7 +25,7 @@ from art_fingerprint.core.checks import (
 from art_fingerprint.core.classifier import LogitsNetwork, check_classifier, clip_bounds, guarded, network_of
 from art_fingerprint.core.digests import network_digest
 from art_fingerprint.core.outputs import AnswerKind
-from art_fingerprint.core.parameters import as_json, changed_together
+from art_fingerprint.core.parameters import as_json, as_python, changed_together
 from art_fingerprint.core.precision import full_precision
 from art_fingerprint.core.queries import NAN_POLICIES, NanPolicy, Suspect
 from art_fingerprint.core.versions import versions
@@ -112,6 +112,7 @@ class Verifier(abc.ABC):
         """Make probes and cache the victim's answers.
 
         :param victim: White-box view of the victim, in evaluation mode with frozen parameters, protected by the caller.
+            What a client of the victim would see says :meth:`_as_suspect`.
         :param x: Owner's data on the host, ``(n, *input_shape)`` float32.
         :param y: Labels ``(n,)`` int64 on the host, or ``None``.
         :return: Arrays and JSON facts of the fingerprint; ``own_NAME``: the victim's score, where it is not 0 or 1.
@@ -168,20 +169,15 @@ class Verifier(abc.ABC):
         with guarded(victim), full_precision():
             view.network.eval().requires_grad_(False)
             arrays, facts = self._extract(view, torch.from_numpy(images), labels)
-        self.fingerprint = Fingerprint(
-            verifier=type(self).__name__,
-            params=self.params(),
-            facts={
-                "input_shape": list(victim.input_shape),
-                "nb_classes": victim.nb_classes,
-                "clip_values": list(clip_bounds(victim)),
-                "outputs": view.kind,
-                "victim": network_digest(network_of(victim)),
-                "versions": versions(),
-                **facts,
-            },
-            arrays=arrays,
-        )
+        common = {
+            "input_shape": victim.input_shape,
+            "nb_classes": victim.nb_classes,
+            "clip_values": clip_bounds(victim),
+            "outputs": view.kind,
+            "victim": network_digest(network_of(victim)),
+            "versions": versions(),
+        }
+        self.fingerprint = Fingerprint(type(self).__name__, self.params(), as_json({**common, **facts}), arrays)
         logger.info("Extracted %r", self.fingerprint)
         return self.fingerprint
 
@@ -232,8 +228,6 @@ class Verifier(abc.ABC):
         check_number("alpha", alpha, 0, 1, open_low=True)
         check_number("confidence", confidence, 0.5, 1, open_high=True)
         models = check_sequence("references", references)
-        if not models:
-            raise CalibrationError("`references` is empty; five or more independently trained models are advised.")
         check_rule(rule, len(models), false_positive_rate)
         digests = reference_digests(models, fingerprint.facts["victim"])
         found = [self._measure(model, outputs, record=True) for model in models]
@@ -346,6 +340,7 @@ class Verifier(abc.ABC):
             self._check_params()
 
     def _check_params(self) -> None:
+        as_python(self, self.verifier_params)
         check_choice("nan_policy", self.nan_policy, NAN_POLICIES)
         check_number("batch_size", self.batch_size, 1, integer=True)
         check_seed(self.seed)
@@ -370,6 +365,10 @@ class Verifier(abc.ABC):
         if self.fingerprint is None:
             raise NotExtractedError(f"{type(self).__name__} has no fingerprint yet: call extract(x, y) first.")
         return self.fingerprint
+
+    def _as_suspect(self) -> Suspect:
+        # The suspect's own path, so that the victim as a suspect gives the same answers to the last bit.
+        return Suspect(self._estimator, self.batch_size)
 
     def _skip(self, name: str, why: str) -> None:
         self._notes.skipped[name] = why

@@ -114,16 +114,15 @@ def blind_metrics(
     :param thresholds: Metric to threshold.
     :param directions: Metric to direction.
     :param facts: The fingerprint's; ``own_METRIC`` is the victim's own value. Where a fingerprint does not say,
-        distance 0 and similarity 1 are taken for it, and only a threshold that is one of these leaves no room.
+        distance 0 and similarity 1 are the nearest that it can be, which only a threshold beyond them rules out.
     :param rule: One of :data:`RULES`.
     """
     blind = []
     for name, tau in thresholds.items():
-        nearest = 0.0 if directions[name] == "distance" else 1.0
         own = facts.get(f"own_{name}")
-        if own is None and tau == nearest:
-            own = nearest
-        if isinstance(own, (int, float)) and not is_derived(own, tau, directions[name], rule):
+        if own is None:
+            own = 0.0 if directions[name] == "distance" else 1.0
+        if isinstance(own, int | float) and not is_derived(own, tau, directions[name], rule):
             blind.append(name)
     return tuple(blind)
 

@@ -102,7 +102,7 @@ class CommitteeVerifier:
             self.members[name] = member
         self.method: Combination = method
         self.null = null
-        self.false_positive_rate = false_positive_rate
+        self.false_positive_rate = float(false_positive_rate)
         self.vote: Vote = vote
 
     def calibrate(self, references: Sequence[Any], outputs: AnswerKind = "auto") -> CommitteeVerifier:
@@ -172,11 +172,12 @@ class CommitteeVerifier:
                 verdict = member.verify(suspect, self.vote, left, allow_reference, outputs, seconds, repeats)
             except IncompatibleSuspectError as error:
                 left_out[name] = str(error)
+                queries += error.queries
                 continue
             queries += verdict.queries
             verdicts[name] = verdict
             if member_p_value(verdict, self.vote) is None:
-                left_out[name] = verdict.reason or "no p-value"
+                left_out[name] = verdict.reason or "not calibrated with reference models"
         if not verdicts:
             raise IncompatibleSuspectError(
                 "No member can score this suspect: " + "; ".join(f"{name}: {why}" for name, why in left_out.items())

@@ -12,10 +12,11 @@ from art_fingerprint.verifiers.verdict import Verdict, Vote, votes_needed
 def member_p_value(verdict: Verdict, vote: Vote) -> float | None:
     """Return one p-value for a member: :func:`.votes_p_value` of its metrics, as many as the vote needs.
 
-    ``None`` if the verdict is undecided or no metric has a p-value.
+    ``None`` if the verdict is undecided or no metric has a p-value, or has one that is not from reference models, of
+    which the committee's rates count the smallest possible.
     """
     values = [result.p_value for result in verdict.metrics.values() if result.p_value is not None]
-    if verdict.derived is None or not values:
+    if verdict.derived is None or verdict.nb_references == 0 or not values:
         return None
     return votes_p_value(values, votes_needed(len(values), vote))
 

@@ -258,7 +258,7 @@ class DatasetInferenceVerifier(Verifier):
             "ray_seed": self.seed,
             "range": [low, high],
         }
-        client = Suspect(self._estimator, self.batch_size)
+        client = self._as_suspect()
 
         def both(start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
             part = slice(start, stop)

@@ -174,10 +174,6 @@ class ErrorVerifier(Verifier):
         except AccessError:
             return answers.double()
 
-    def _as_suspect(self) -> Suspect:
-        # The suspect's own path, so that the victim as a suspect gives the same answers to the last bit.
-        return Suspect(self._estimator, self.batch_size)
-
     def _need_labels(self, y: Tensor | None) -> Tensor:
         if y is None:
             raise InvalidInputError(

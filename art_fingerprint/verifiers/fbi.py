@@ -200,8 +200,10 @@ class FBIVerifier(ErrorVerifier):
             arrays["symbols"] = predicted[rows]
         self._check_variety(arrays["symbols"])
         warn_if_few(len(rows), "images", stacklevel=5)
+        own = arrays["symbols"]
         return {name: array.numpy() for name, array in arrays.items()}, {
             "nb_requested": self.nb_probes,
+            "own_FBI": information_distance(own, own, self.correct_bias),
             "nb_probes": len(rows),
             "nb_errors": None if truth is None else int((predicted != truth).sum()),
             "entropy": entropy(arrays["symbols"]),

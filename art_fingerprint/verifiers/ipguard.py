@@ -261,8 +261,14 @@ class IPGuardVerifier(Verifier):
             )
         warn_if_few(int(kept.sum()), "points", stacklevel=4)
         probes = found.x[kept]
-        # Through the suspect's own path, so that a victim with postprocessing still matches itself on every point.
-        labels = Suspect(self._estimator, self.batch_size).labels(probes)
+        labels = self._as_suspect().labels(probes)
+        if len(labels.unique()) == 1:
+            warnings.warn(
+                f"The victim puts all {len(labels)} points into class {int(labels[0])}, so a suspect that shows labels "
+                "alone cannot be told from one that always answers this: give images of more classes, or set "
+                'target="random".',
+                stacklevel=3,
+            )
         arrays = {
             "probes": probes,
             "labels": labels,

@@ -122,12 +122,17 @@ def measure(
             failure = error
     except (MalformedAnswerError, QueryBudgetError, SuspectFailedError) as error:
         failure = error
+    except IncompatibleSuspectError as error:
+        error.queries = suspect.queries
+        raise
     skipped = {name: why for name, why in notes.skipped.items() if name in names}
     if failure is not None:
         missing = [name for name in names if name not in {**notes.kept, **skipped}]
         skipped |= dict.fromkeys(missing, "scoring ended before it")
     elif not undefined and not any(name in notes.kept for name in names):
-        raise IncompatibleSuspectError("No metric can be computed on this suspect: " + in_groups(skipped))
+        none = IncompatibleSuspectError("No metric can be computed on this suspect: " + in_groups(skipped))
+        none.queries = suspect.queries
+        raise none
     scores = {name: float(notes.kept[name]) for name in (*names, *extras) if name in notes.kept}
     return Measurement(scores, skipped, notes.spaces, suspect.queries, failure, undefined, chances=notes.chances)
 

@@ -23,6 +23,7 @@ from art_fingerprint.core.perturbation import UNITS, unit_length
 from art_fingerprint.core.queries import NanPolicy, Suspect, same_space
 from art_fingerprint.core.seeding import torch_generator
 from art_fingerprint.exceptions import (
+    AccessError,
     EmptyFingerprintError,
     InvalidInputError,
     NonFiniteOutputError,
@@ -238,10 +239,16 @@ class ModelDiffVerifier(Verifier):
         if self.generator == "search":
             pool = self._search(victim, pool, facts)
         seeds = pool[:n]
-        seed_outputs = _finite(victim.predict(seeds, self.batch_size), "seeds")
-        partners = self._ascend(victim, seeds, seed_outputs) if self.generator == "pgd" else pool[n:]
-        partner_outputs = _finite(victim.predict(partners, self.batch_size), "partners")
-        space = "probabilities" if self.space == "probabilities" else victim.kind
+        partners = pool[n:]
+        if self.generator == "pgd":
+            partners = self._ascend(victim, seeds, _finite(victim.predict(seeds, self.batch_size), "seeds"))
+        client = self._as_suspect()
+        try:
+            seed_outputs, partner_outputs = client.logits(torch.cat([seeds, partners])).split(n)
+        except (AccessError, NonFiniteOutputError) as error:
+            raise type(error)(f"The victim, asked as a suspect, failed on seeds or partners: {error}") from error
+        facts["outputs"] = client.kind
+        space = "probabilities" if self.space == "probabilities" else client.kind
         ddv = decision_distances(_in_space(seed_outputs, space), _in_space(partner_outputs, space))
         if float(ddv.max()) <= ZERO_DISTANCE:
             warnings.warn(
@@ -254,7 +261,7 @@ class ModelDiffVerifier(Verifier):
             "seed_outputs": seed_outputs,
             "partner_outputs": partner_outputs,
         }
-        return {name: array.numpy() for name, array in arrays.items()}, facts
+        return {name: array.contiguous().numpy() for name, array in arrays.items()}, facts
 
     def _extraction_passes(self, nb_images: int) -> float:
         n = min(self.nb_pairs, nb_images if self.generator == "pgd" else nb_images // 2)

@@ -89,9 +89,9 @@ def calibration_of(
                 for name, values in scores.items()
             },
             rule=rule,
-            alpha=alpha,
-            confidence=confidence,
-            target_false_positive_rate=false_positive_rate,
+            alpha=float(alpha),
+            confidence=float(confidence),
+            target_false_positive_rate=float(false_positive_rate),
             spaces=spaces,
             softened=softened,
             digests=known,

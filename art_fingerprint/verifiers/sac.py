@@ -13,7 +13,7 @@ from torch import Tensor
 
 from art_fingerprint.core.checks import check_choice, check_flag, check_number, check_sequence
 from art_fingerprint.core.classifier import LogitsNetwork
-from art_fingerprint.core.outputs import labels_of
+from art_fingerprint.core.outputs import labels_of, to_logits, to_probabilities
 from art_fingerprint.core.queries import NanPolicy, Suspect, same_space
 from art_fingerprint.core.seeding import torch_generator
 from art_fingerprint.exceptions import AccessError, EmptyFingerprintError, InvalidInputError
@@ -93,7 +93,8 @@ class SACVerifier(ErrorVerifier):
     ``"cutmix"`` any images, without labels.
 
     Decision rules of the method: :func:`midway_threshold`, which is put into a calibration by ``dataclasses.replace(
-    verifier.fingerprint.calibration, thresholds={"SAC": ...})``; else ``calibrate(references, rule="fpr")``.
+    verifier.fingerprint.calibration, thresholds={"SAC": ...}, softened=None)``, which leaves suspects that answer
+    probabilities where the references answered logits undecided; else ``calibrate(references, rule="fpr")``.
 
     SAC-w, which chooses among the victim's errors, is ``samples="errors"`` with ``negatives`` and ``positives`` of
     :meth:`extract`: images that copies of the victim get wrong, too, and that independent models answer otherwise. How
@@ -254,7 +255,7 @@ class SACVerifier(ErrorVerifier):
             space = "probabilities"
         self._compared(space, "SAC")
         if space == "probabilities":
-            logits_f, logits_g = (F.log_softmax(logits.double(), dim=1) for logits in (logits_f, logits_g))
+            logits_f, logits_g = (to_logits(to_probabilities(logits)) for logits in (logits_f, logits_g))
         return {**scores, "SAC": self._distance(logits_f, logits_g)}
 
     def _distance(self, outputs_f: Tensor, outputs_g: Tensor) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -114,22 +114,20 @@ class Verdict:
         return " ".join(self._sentences())
 
     def _sentences(self) -> list[str]:
-        if self.nb_references == 0 and any(result.p_value is not None for result in self.metrics.values()):
-            return [
-                "No reference models: p bounds the chance of so close a value by what is known of unrelated models."
-            ]
-        if self.nb_references == 0:
-            return ["Without reference models nothing says which values are unusual."]
+        missed = [name for name in self.blind if name in self.metrics and not self.metrics[name].derived]
+        acquits = f"Not even the victim would be judged derived by {', '.join(missed)}: this acquits nobody."
         n = self.nb_references
+        if n == 0 and any(result.p_value is not None for result in self.metrics.values()):
+            known = "No reference models: p bounds the chance of so close a value by what is known of unrelated models."
+            return [known, acquits] if missed else [known]
+        if n == 0:
+            return ["Without reference models nothing says which values are unusual."]
         known = f"{n} references" if n > 1 else "one reference"
         sentences = []
         if self.derived is False:
             sentences.append("No closer to the victim than independent models; a removal attack can bring that about.")
-        missed = [name for name in self.blind if name in self.metrics and not self.metrics[name].derived]
         if missed:
-            sentences.append(
-                f"Not even the victim would be judged derived by {', '.join(missed)}: this acquits nobody."
-            )
+            sentences.append(acquits)
         rate, whole = self.false_positive_rate, self.verdict_false_positive_rate
         if rate is not None:
             vote = "" if whole is None or whole == rate else f", this vote at most {whole:.1%}"
@@ -212,9 +210,8 @@ def conclude(
         known = None if calibration is None else calibration.within(name, space)
         if known is not None and name in known.references:
             references[name] = known.references[name]
-    # not those of a verifier that has a threshold without references
-    calibrated = {} if calibration is None else calibration.thresholds
-    limits = {n: r.threshold for n, r in results.items() if n in calibrated and r.threshold is not None}
+    rule = "extreme" if calibration is None else calibration.rule
+    limits = {name: result.threshold for name, result in results.items() if result.threshold is not None}
     derived = None if found.trouble else combine((result.derived for result in results.values()), vote)
     return Verdict(
         verifier=fingerprint.verifier,
@@ -229,8 +226,8 @@ def conclude(
         reason=found.trouble or (why_undecided(results) if derived is None else ""),
         complete=found.failure is None,
         references=references,
-        false_positive_rate=false_positive_rate(calibration),
-        blind=() if calibration is None else blind_metrics(limits, directions, fingerprint.facts, calibration.rule),
+        false_positive_rate=false_positive_rate(calibration, results, references),
+        blind=blind_metrics(limits, directions, fingerprint.facts, rule),
     )
 
 
@@ -272,11 +269,28 @@ def why_undecided(results: Mapping[str, MetricResult]) -> str:
     return "; ".join(f"{', '.join(n for n, r in results.items() if r.reason == why)} {why}" for why in whys)
 
 
-def false_positive_rate(calibration: Calibration | None) -> float | None:
-    """Return the false-positive rate of a calibration whose rule gives one."""
+def false_positive_rate(
+    calibration: Calibration | None,
+    results: Mapping[str, MetricResult],
+    references: Mapping[str, Sequence[float]],
+) -> float | None:
+    """Return the greatest false-positive rate of the metrics, by a calibration whose rule gives one.
+
+    The rule's own, or (1 + number of references beyond the threshold) / (R + 1) where that is more: somebody set the
+    threshold.
+
+    :param calibration: Thresholds, if there are any.
+    :param results: Metrics as they were judged.
+    :param references: Metric to the scores of its references.
+    """
     if calibration is None or calibration.nb_references == 0 or calibration.rule not in STRICT_RULES:
         return None
-    return calibration.false_positive_rate
+    rates = [calibration.false_positive_rate]
+    for name, scores in references.items():
+        tau, direction = results[name].threshold, results[name].direction
+        beyond = 0 if tau is None else sum(is_derived(score, tau, direction, calibration.rule) for score in scores)
+        rates.append((1 + beyond) / (len(scores) + 1))
+    return max(rates)
 
 
 def combine(flags: Iterable[bool | None], vote: Vote = "majority") -> bool | None:

@@ -293,8 +293,7 @@ class ZestVerifier(Verifier):
             "fill": self._fill_of(victim, tuple(images.shape[1:])).numpy(),
         }
         plan = ProbePlan.build(arrays, int(cast(PyTorchClassifier, self._estimator).nb_classes))
-        # Through a suspect's path, so that a victim with postprocessing is still at distance 0 of itself.
-        client = Suspect(self._estimator, self.batch_size)
+        client = self._as_suspect()
         try:
             answers = client.as_logits(plan.answers(client.raw, self.batch_size, client.device, verbose=self.verbose))
         except (AccessError, NonFiniteOutputError) as error:

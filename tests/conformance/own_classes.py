@@ -131,7 +131,7 @@ class OwnVerifier(Verifier):
         self, victim: LogitsNetwork, x: Tensor, y: Tensor | None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         chosen = torch.randperm(len(x), generator=self._generator())[: self.nb_probes]
-        known = torch.softmax(victim.predict(x[chosen], self.batch_size).double(), 1)
+        known = torch.softmax(self._as_suspect().logits(x[chosen]).double(), 1)
         return {"probes": x[chosen].numpy(), "known": known.numpy()}, {"nb_probes": len(chosen)}
 
     def _generator(self) -> torch.Generator:

@@ -336,7 +336,10 @@ BROKEN_VERIFIERS: dict[str, tuple[type[OwnVerifier], set[str]]] = {
     "scores without a fingerprint": (WorksWithoutFingerprint, {"nothing_works_before_extraction"}),
     "leaves a hook on the suspect": (LeavesAHook, {"suspects_keep_everything"}),
     "swallows Ctrl-C": (SwallowsInterrupts, {"interrupts_pass"}),
-    "is no copy of itself": (DoublesTheGap, {"the_victim_is_its_own_copy"}),
+    "is no copy of itself": (
+        DoublesTheGap,
+        {"the_victim_is_its_own_copy", "defences_leave_the_victim_its_own_copy"},
+    ),
 }
 
 

@@ -18,6 +18,7 @@ from art_fingerprint.exceptions import (
     InvalidInputError,
     NotExtractedError,
 )
+from art_fingerprint.testing.suspects import black_box
 from art_fingerprint.verifiers import (
     AKHVerifier,
     CommitteeVerifier,
@@ -26,11 +27,12 @@ from art_fingerprint.verifiers import (
     ModelDiffVerifier,
     SACVerifier,
     Verifier,
+    WeightAlignmentVerifier,
 )
 from art_fingerprint.verifiers.calibration import empirical_p_value
 from art_fingerprint.verifiers.committee_rates import member_p_value
 from art_fingerprint.verifiers.p_values import combine_p_values, votes_p_value
-from tests.states import black_box, label_box
+from tests.states import label_box
 from tests.victims import several_classes
 
 X = np.random.default_rng(0).random((40, 1, 8, 8), dtype=np.float32)
@@ -211,6 +213,46 @@ def test_an_uncalibrated_member_is_left_out(prints: list[Fingerprint]) -> None:
         judge.verify(victim())
     judge.calibrate([independent(seed) for seed in REFERENCES])
     assert judge.verify(victim()).derived is True
+
+
+@pytest.mark.parametrize("method", ["fisher", "cauchy", "holm"])
+def test_a_p_value_without_references_is_left_out(prints: list[Fingerprint], method: Any) -> None:
+    by_weights = WeightAlignmentVerifier(victim())
+    by_weights.extract(X)
+    assert by_weights.verify(victim()).derived is True
+    akh = committee(prints).members["AKHVerifier"]
+    judge = CommitteeVerifier([akh, by_weights], method=method, false_positive_rate=0.4)
+    verdict = judge.verify(victim())
+    assert verdict.left_out == {"WeightAlignmentVerifier": "not calibrated with reference models"}
+    assert list(verdict.p_values) == ["AKHVerifier"]
+    assert verdict.derived is True
+
+
+def test_queries_of_members_that_need_more_than_labels_count(prints: list[Fingerprint]) -> None:
+    """Such a member finds out only from the answers, which have been paid for."""
+    rows = np.eye(4, dtype=np.float32)
+    sent: list[int] = []
+
+    def answer(x: np.ndarray) -> np.ndarray:
+        sent.append(len(x))
+        return rows[victim().predict(x).argmax(1)]
+
+    judge = committee([prints[2], prints[0]], false_positive_rate=0.4)
+    verdict = judge.verify(black_box(victim(), answer))
+    assert list(verdict.left_out) == ["ModelDiffVerifier"]
+    assert verdict.queries == sum(sent) > judge.members["AKHVerifier"].expected_queries()  # type: ignore[operator]
+    sent.clear()
+    alone = judge.members["ModelDiffVerifier"].expected_queries()
+    assert alone is not None
+    short = judge.verify(black_box(victim(), answer), budget=alone + 3)
+    assert short.queries == sum(sent) <= alone + 3
+    with pytest.raises(IncompatibleSuspectError) as error:
+        judge.members["ModelDiffVerifier"].verify(black_box(victim(), answer))
+    assert error.value.queries == alone
+
+
+def test_numpy_rates_give_plain_verdicts(prints: list[Fingerprint]) -> None:
+    assert committee(prints, false_positive_rate=np.float32(0.4)).verify(victim()).derived is True
 
 
 def test_one_file_holds_all_members(prints: list[Fingerprint], tmp_path: Path) -> None:

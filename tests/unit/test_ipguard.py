@@ -114,6 +114,21 @@ def test_keep_converged_drops_the_rest(images: np.ndarray) -> None:
     assert some["converged"].all()
 
 
+def test_points_of_one_class_warn() -> None:
+    """Nobody who sees labels alone could tell a copy from a service that always answers the same."""
+    victim = make_classifier(0)
+    images = np.random.default_rng(5).random((400, 1, 8, 8), dtype=np.float32)
+    least = victim.predict(images).argmin(1)
+    rare = np.bincount(least, minlength=4).argmax()
+    with pytest.warns(UserWarning, match=rf"all 12 points into class {rare}, .*target=\"random\""):
+        found = IPGuardVerifier(victim, **{**EASY, "max_iter": 300}).extract(images[least == rare][:12])
+    assert set(found.arrays["labels"].tolist()) == {rare}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        IPGuardVerifier(victim, target="random", **EASY).extract(images[least == rare][:40])
+    assert not [w for w in told if "points into class" in str(w.message)]
+
+
 def test_few_points_warn(images: np.ndarray) -> None:
     with pytest.warns(UserWarning, match="only 3 points"):
         IPGuardVerifier(make_classifier(0), **EASY).extract(images[:3])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from art.estimators.classification import BlackBoxClassifierNeuralNetwork, PyTorchClassifier
-from torch import nn
+from torch import Tensor, nn
 
 from art_fingerprint.attacks import FineTuningAttack
 from art_fingerprint.exceptions import (
@@ -19,6 +21,7 @@ from art_fingerprint.exceptions import (
     NonFiniteOutputError,
     NotExtractedError,
 )
+from art_fingerprint.testing.suspects import black_box
 from art_fingerprint.verifiers import AKHVerifier, FBIVerifier, Fingerprint, SACVerifier
 from tests.conftest import TinyCNN, wrap
 from tests.states import label_box
@@ -269,6 +272,58 @@ def test_answers_that_are_none(kind: Any) -> None:
     else:
         assert scores["FBI-match"] == pytest.approx(17 / 20)
         assert 0 < scores["FBI"] < 1
+
+
+class Scaled(nn.Module):
+    def __init__(self, network: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.network, self.factor = network, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * self.network(x)
+
+
+@pytest.mark.parametrize("factor", [1, 10, 30])
+def test_sac_of_the_victim_behind_a_softmax_is_zero_however_sure_it_is(factor: float) -> None:
+    sure = wrap(Scaled(victim().model, factor).eval())
+    verifier = SACVerifier(sure)
+    verifier.extract(X, Y_WRONG)
+    soft = black_box(sure, lambda x: torch.softmax(torch.from_numpy(sure.predict(x)).double(), 1).numpy())
+    with pytest.warns(UserWarning, match="compared as probabilities"):
+        assert verifier.score(soft)["SAC"] == pytest.approx(0, abs=1e-6)
+
+
+def test_thresholds_set_by_hand_have_their_own_rate() -> None:
+    verifier = SACVerifier(victim(), metric_names=["SAC"])
+    verifier.extract(X, Y_WRONG)
+    verifier.calibrate([independent(seed) for seed in range(10, 19)])
+    assert verifier.verify(victim()).false_positive_rate == pytest.approx(1 / 10)
+    fingerprint = verifier.fingerprint
+    assert fingerprint is not None
+    assert fingerprint.calibration is not None
+    scores = sorted(fingerprint.calibration.references["SAC"])
+    for beyond, tau in ((5, (scores[4] + scores[5]) / 2), (0, scores[0] / 2)):
+        fingerprint.calibration = replace(fingerprint.calibration, thresholds={"SAC": tau}, softened=None)
+        verdict = verifier.verify(independent(1))
+        assert verdict.false_positive_rate == pytest.approx((1 + beyond) / 10)
+        soft = black_box(victim(), lambda x: torch.softmax(torch.from_numpy(victim().predict(x)), 1).numpy())
+        with pytest.warns(UserWarning, match="compared as probabilities"):
+            undecided = verifier.verify(soft)
+        assert undecided.derived is None
+        assert "calibrate again" in undecided.reason
+
+
+def test_fbi_without_bias_knows_its_own_distance() -> None:
+    """Of few images of many classes nothing is left of the information once its bias is taken off."""
+    many = several_classes(X, nb_classes=20)
+    verifier = FBIVerifier(many, nb_probes=30, symbols="labels", images="random", correct_bias=True)
+    fingerprint = verifier.extract(X, np.arange(40) % 20)
+    assert fingerprint.facts["own_FBI"] == verifier.score(many)["FBI"] == 1
+    with pytest.warns(UserWarning, match=r"not even the victim would be judged derived: FBI \(threshold 1\)"):
+        verifier.calibrate([several_classes(X_OTHER, seed=seed, nb_classes=20) for seed in range(10, 15)])
+    verdict = verifier.verify(many)
+    assert verdict.blind == ("FBI",)
+    assert "acquits nobody" in verdict.meaning
 
 
 def test_a_victim_that_answers_probabilities() -> None:

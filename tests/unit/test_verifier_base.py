@@ -512,7 +512,7 @@ def test_scoring_and_extraction_run_in_full_precision(
 
 # ---------------------------------------------------------------------- calibration
 def test_references_that_cannot_calibrate(verifier: GapVerifier, make_classifier: Make) -> None:
-    with pytest.raises(CalibrationError, match="empty"):
+    with pytest.raises(CalibrationError, match="at least one reference"):
         verifier.calibrate([])
     for victim in (make_classifier(), clone_classifier(make_classifier())):
         with pytest.raises(CalibrationError, match="victim itself"):
@@ -573,7 +573,8 @@ def test_one_reference_gives_a_warning(verifier: GapVerifier, make_classifier: M
         (0.0, "distance", "t-mean", None, None),  # a bound that is included
         (0.1, "distance", "extreme", None, None),
         (1.0, "similarity", "fpr", None, "GAP (threshold 1)"),
-        (2.0, "similarity", "extreme", None, None),  # of another scale: the victim's value is not known
+        (1.5, "similarity", "extreme", None, "GAP (threshold 1.5)"),
+        (-0.3, "distance", "t-mean", None, "GAP (threshold -0.3)"),
         (0.222, "similarity", "extreme", 0.147, "GAP (threshold 0.222)"),
         (0.222, "similarity", "extreme", 0.3, None),
         (0.222, "similarity", "extreme", "damaged", None),

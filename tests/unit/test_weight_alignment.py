@@ -21,6 +21,7 @@ from art_fingerprint.exceptions import (
     AccessError,
     EmptyFingerprintError,
     IncompatibleArchitectureError,
+    IncompatibleSuspectError,
     InvalidInputError,
     LayerNotFoundError,
     NonFiniteOutputError,
@@ -122,6 +123,19 @@ def test_the_victim_itself() -> None:
     assert verifier.verify(victim).derived is True
 
 
+def test_too_few_filters_acquit_nobody() -> None:
+    """With four filters a layer, chance alone gives more than an alignment of 1 often enough."""
+    inner = [layer for width in (1, 4, 4) for layer in (nn.Conv2d(width, 4, 3), nn.ReLU())]
+    few = wrap(nn.Sequential(*inner, nn.Flatten(), nn.Linear(16, 4)))
+    verifier = WeightAlignmentVerifier(few)
+    verifier.extract(X)
+    verdict = verifier.verify(few)
+    assert verdict["WA"].threshold > 1 == pytest.approx(verdict["WA"].value)  # type: ignore[operator]
+    assert (verdict.derived, verdict.blind) == (False, ("WA",))
+    assert "Not even the victim would be judged derived by WA" in repr(verdict)
+    assert extracted().verify(wrap(network())).blind == ()
+
+
 def test_half_precision_and_quantised_weights() -> None:
     assert score(network().half()) == pytest.approx(1, abs=1e-5)
     assert score(network().double()) == pytest.approx(1, abs=1e-9)
@@ -135,7 +149,7 @@ def test_half_precision_and_quantised_weights() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, of its next version
         quantised = torch.ao.quantization.quantize_dynamic(network(), {nn.Linear})
-    with pytest.raises(InvalidInputError, match="quantised"):
+    with pytest.raises(IncompatibleSuspectError, match="quantised"):
         verifier.score(wrap(quantised))
 
 
