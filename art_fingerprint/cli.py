@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     extract.add_argument(
         "--references", type=Path, nargs="+", default=[], metavar="W", help="weights of independent models"
     )
-    extract.add_argument("--rule", default="extreme", help="how references set thresholds (default: extreme)")
+    extract.add_argument("--rule", help="how references set thresholds (default: extreme)")
     extract.add_argument("--thresholds", type=Path, metavar="T.json", help="write the thresholds here, too")
 
     verify = verbs.add_parser("verify", parents=[model], help="check a suspect against a fingerprint file")
@@ -199,7 +199,11 @@ def _summary(kind: type) -> str:
 def _bench(arguments: argparse.Namespace) -> int:
     from art_fingerprint import cli_bench
 
-    return _report(arguments.out) if cli_bench.run(arguments) else OK
+    bench = cli_bench.run(arguments)
+    if bench is None:
+        return OK
+    _report(arguments.out)  # of all rows in the folder; those of experiments may have failed, too
+    return OK if all(row["status"] != "failed" for row in bench.rows()) else SOME_FAILED
 
 
 def _report(folder: Path, published: str | None = None) -> int:

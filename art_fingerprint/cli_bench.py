@@ -10,15 +10,15 @@ from art_fingerprint.cli_runs import outline, plan_of_preset, run_options
 from art_fingerprint.cli_signals import terminated_as_interrupted
 
 
-def run(arguments: argparse.Namespace) -> bool:
-    """Run what is not done yet and return ``True``, or only say what that is."""
+def run(arguments: argparse.Namespace) -> Bench | None:
+    """Run what is not done yet and return it, or only say what that is."""
     bench = _bench(arguments)
     if arguments.dry_run:
         outline(bench)
-        return False
+        return None
     with terminated_as_interrupted():
         bench.run()
-    return True
+    return bench
 
 
 def _bench(arguments: argparse.Namespace) -> Bench:

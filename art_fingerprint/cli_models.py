@@ -8,6 +8,7 @@ import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from art_fingerprint.core.files import regular_file, write_whole
 from art_fingerprint.core.parameters import strict_json
 from art_fingerprint.core.versions import versions
 from art_fingerprint.exceptions import InvalidInputError
-from art_fingerprint.verifiers.calibration import Calibration
+from art_fingerprint.verifiers.calibration import Calibration, check_rule
 from art_fingerprint.verifiers.fingerprint import Fingerprint, check_facts
 from art_fingerprint.zoo.loading import (
     attack_class,
@@ -46,8 +47,16 @@ def attack(arguments: argparse.Namespace) -> None:
 
 
 def extract(arguments: argparse.Namespace) -> None:
-    """Extract a fingerprint, calibrate it where references are given, and write it."""
+    """Extract a fingerprint, calibrate it where references are given, and write it.
+
+    :raises InvalidInputError: options about thresholds without references, or too few of them for the rule.
+    """
     kind = verifier_class(arguments.verifier)
+    rule: Any = "extreme" if arguments.rule is None else arguments.rule
+    if arguments.references:
+        check_rule(rule, len(arguments.references))
+    elif arguments.rule is not None or arguments.thresholds is not None:
+        raise InvalidInputError("--rule and --thresholds need --references, the weights of independent models.")
     victim, x, y = _victim(arguments)
     parameters = {"verbose": not arguments.quiet, **arguments.set, "seed": arguments.seed}
     check_parameters(kind, parameters)
@@ -56,10 +65,10 @@ def extract(arguments: argparse.Namespace) -> None:
     fingerprint = verifier.extract(x, y)
     fingerprint.save(arguments.out)  # before a reference can fail
     if references:
-        verifier.calibrate(references, rule=arguments.rule)
+        verifier.calibrate(references, rule=rule)
         fingerprint.save(arguments.out)
     print(f"{fingerprint!r}\nwritten to {arguments.out}")
-    if fingerprint.calibration is not None and arguments.thresholds is not None:
+    if arguments.thresholds is not None and fingerprint.calibration is not None:
         text = json.dumps(fingerprint.calibration.to_dict(), indent=2)
         write_whole(arguments.thresholds, text.encode())
     if not references:

@@ -75,8 +75,11 @@ class Independents:
         if preset.independent_architecture:  # else the victim's, which has been checked
             with forked_random_state(0):
                 check_architecture(make, own.nb_classes)
-        same = (make, architecture_name(make), own)
-        apart = (make, architecture_name(make), own if other is None else other)
+        # the victim's own network is in the digest of every model
+        start = _described(make) if preset.independent_architecture else architecture_name(make)
+        self._start = start
+        same = (make, start, own)
+        apart = (make, start, own if other is None else other)
         counts = preset.negatives or {}
         judged = counts.get("same-data", 0) if preset.negatives is not None else preset.nb_negatives
         first = tuple(seeds) if judged is None else tuple(range(judged))
@@ -110,7 +113,7 @@ class Independents:
         """Return what stands for another network in digests, or refuse one that does not fit the data."""
         with forked_random_state(0):
             check_architecture(make, data.nb_classes, data.input_shape)
-            return [architecture_name(make), str(make())]
+        return _described(make)
 
     def suspects(self) -> list[Suspect]:
         """Return all of them: references, known models, negatives."""
@@ -170,8 +173,14 @@ class Independents:
         if preset.held_out_noise and kind.extraction_data == "held-out":
             facts["held_out_noise"] = dict(preset.held_out_noise)
         if preset.independent_architecture is not None:
-            facts["references_start"] = preset.independent_architecture
+            facts["references_start"] = self._start
         return facts
+
+
+def _described(make: Callable[[], nn.Module]) -> list[str]:
+    """Return what stands for a network in digests: its name alone would not change with its definition."""
+    with forked_random_state(0):
+        return [architecture_name(make), str(make())]
 
 
 def _count(number: int) -> tuple[int, ...]:

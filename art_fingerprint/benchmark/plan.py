@@ -159,10 +159,12 @@ def _preset(name: str, entry: object, plan: Mapping[str, Any]) -> Preset:
     if base_name is None and not given:
         _unknown("preset", str(name), PRESETS)
     base = None if base_name is None else load_preset(_text(f"`preset` of {where}", base_name))
-    known_attacks = {} if base is None else base.attacks
+    known_attacks = {} if base is None else _with_share(base, given.get("subset_ratio", base.subset_ratio))
     known_verifiers = {} if base is None else base.verifiers
     if (spec := given.pop("attacks", plan.get("attacks"))) is not None:
         given["attacks"] = _attacks(name, spec, known_attacks)
+    elif base is not None:
+        given["attacks"] = known_attacks
     if (spec := given.pop("verifiers", plan.get("verifiers"))) is not None:
         given["verifiers"] = _verifiers(name, spec, known_verifiers)
     if "architecture" in given and not callable(given["architecture"]):
@@ -183,6 +185,16 @@ def _preset(name: str, entry: object, plan: Mapping[str, Any]) -> Preset:
     if needed:
         raise InvalidInputError(f"{where} has no `preset`, and lacks {', '.join(needed)}.")
     return _scaled(where, Preset(name=name, **{**defaults, **given}), scale)
+
+
+def _with_share(base: Preset, share: Any) -> dict[str, AttackSetting]:
+    """Return a preset's attacks for another share of the attacker's data, on which a learning rate may depend."""
+    return {
+        label: replace(setting, params={**setting.params, "subset_ratio": share})
+        if setting.source == "subset" and setting.params.get("subset_ratio") == base.subset_ratio
+        else setting
+        for label, setting in base.attacks.items()
+    }
 
 
 def _scaled(where: str, preset: Preset, scale: Any) -> Preset:

@@ -23,6 +23,7 @@ from art_fingerprint.benchmark.tasks import Event, Executor, Job, Kind, SerialEx
 from art_fingerprint.benchmark.workbench import Row, Workbench
 from art_fingerprint.core.checks import check_choice, check_number
 from art_fingerprint.exceptions import InvalidInputError, StoreError
+from art_fingerprint.zoo.preset import VICTIM
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +119,20 @@ class Bench:
         there = kept(self.folder)
         return [line for bench in self.benches.values() for line in lines(bench, done, there)]
 
+    def rows(self) -> list[Row]:
+        """Return the newest row of each of the plan's cells that has one, in the plan's order.
+
+        :raises InvalidInputError: as :func:`.read_rows`.
+        """
+        newest = {row["key"]: row for row in read_rows(self.folder)}
+        cells = (
+            bench.cell(suspect, verifier)
+            for bench in self.benches.values()
+            for suspect in bench.suspects
+            for verifier in bench.preset.verifiers
+        )
+        return [newest[key] for key in cells if key in newest]
+
     def run(self) -> Path:
         """Run every cell that is not done yet and return the path of the rows.
 
@@ -167,7 +182,7 @@ class _Schedule:
         self._verbose = verbose
         self._done: set[str] = set()
         self._running: dict[str, Callable[[], None]] = {}
-        self._broken: dict[tuple[str, str], str] = {}  # (victim, what of it) to reason
+        self._broken: dict[tuple[str, str], str] = {}  # (victim, model's label or verifier) to reason
         self._deaths: Counter[str] = Counter()
         self._cells: set[str] = set()
         self.todo: list[Task] = []
@@ -177,6 +192,7 @@ class _Schedule:
     def _plan(self, rows: list[Row]) -> None:
         done = {row["key"]: row for row in rows if is_done(row)}
         newest = {(row["preset"], row["suspect"], row["seed"], row["verifier"]): row["key"] for row in rows}
+        shown = {row["preset"]: row["victim"] for row in rows}  # tables keep to the victim of the last row
         self._done = set(done)
         for name, bench in self._benches.items():
             tasks = []
@@ -184,7 +200,8 @@ class _Schedule:
                 cells = {verifier: bench.cell(suspect, verifier) for verifier in bench.preset.verifiers}
                 self._cells |= set(cells.values())
                 for verifier, key in cells.items():  # a setting that was changed and changed back: its row counts again
-                    if key in done and newest[name, suspect.label, suspect.seed, verifier] != key:
+                    last = newest.get((name, suspect.label, suspect.seed, verifier))
+                    if key in done and (last != key or shown[name] != bench.victim_key):
                         self._store.append(done[key])
                 left = tuple(verifier for verifier, key in cells.items() if key not in done)
                 if left:
@@ -251,14 +268,16 @@ class _Schedule:
             return task
         if task.kind == "fingerprint":
             (verifier,) = task.verifiers
-            for what in ("victim", "reference"):
-                if (task.preset, what) in self._broken:
-                    self._broken[task.preset, verifier] = self._broken[task.preset, what]
+            bench = self._benches[task.preset]
+            needed = () if bench.has_fingerprint(verifier) else bench.models_for(verifier)
+            for label in needed:
+                if (task.preset, label) in self._broken:
+                    self._broken[task.preset, verifier] = self._broken[task.preset, label]
                     return None
             return task
         left = self._left(task)
-        if left and (task.preset, "victim") in self._broken:
-            self._fail(task, self._broken[task.preset, "victim"])
+        if left and (task.preset, VICTIM) in self._broken:
+            self._fail(task, self._broken[task.preset, VICTIM])
             return None
         broken = {name: self._broken[task.preset, name] for name in left if (task.preset, name) in self._broken}
         return replace(task, verifiers=left, broken=broken) if left else None
@@ -288,8 +307,9 @@ class _Schedule:
             return
         logger.warning("%s failed: %s", task.name, event.error)
         if task.kind == "model":
-            what, number = task.suspect.role, "" if task.suspect.role == "victim" else f" {task.suspect.seed}"
-            self._broken.setdefault((task.preset, what), f"the {what}{number} could not be made: {event.error}")
+            label = task.suspect.label
+            which = "the victim" if label == VICTIM else f"{label} {task.suspect.seed}"
+            self._broken.setdefault((task.preset, label), f"{which} could not be made: {event.error}")
         elif task.kind == "fingerprint":
             self._broken[task.preset, task.verifiers[0]] = event.error
         else:

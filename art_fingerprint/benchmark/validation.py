@@ -17,11 +17,11 @@ from art_fingerprint.core.layers import resolve_layer
 from art_fingerprint.exceptions import InvalidInputError
 from art_fingerprint.verifiers.calibration import check_rule
 from art_fingerprint.zoo.loading import attack_class, check_parameters, verifier_class
-from art_fingerprint.zoo.preset import KNOWN, NEGATIVES, OTHER_DATA_REFERENCE, REFERENCE
+from art_fingerprint.zoo.preset import KNOWN, NEGATIVES, OTHER_DATA_REFERENCE, REFERENCE, VICTIM
 from art_fingerprint.zoo.presets import AttackSetting, Preset, Source
 from art_fingerprint.zoo.recipes import Recipe
 
-RESERVED_LABELS = ("Victim", REFERENCE, OTHER_DATA_REFERENCE, KNOWN, *NEGATIVES.values())
+RESERVED_LABELS = (VICTIM, REFERENCE, OTHER_DATA_REFERENCE, KNOWN, *NEGATIVES.values())
 _CALIBRATION = ("rule", "alpha", "confidence", "false_positive_rate")
 
 

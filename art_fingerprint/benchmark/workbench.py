@@ -31,6 +31,7 @@ from art_fingerprint.exceptions import AccessError, IncompatibleSuspectError, St
 from art_fingerprint.verifiers.base import Verifier
 from art_fingerprint.zoo.dataset import Dataset, halves
 from art_fingerprint.zoo.loading import attack_class, verifier_class
+from art_fingerprint.zoo.preset import VICTIM
 from art_fingerprint.zoo.presets import AttackSetting, Preset
 from art_fingerprint.zoo.recipes import train_victim, wrap
 
@@ -86,6 +87,7 @@ class Workbench:
         self.attack_passes: dict[str, float] = {}
         self.queries: dict[str, float | None] = {}
         self._verifiers: dict[str, Verifier] = {}
+        self._networks: dict[str, str] = {}
         self._independent_models: dict[str, list[PyTorchClassifier]] = {}
 
     def check(self) -> None:
@@ -120,7 +122,7 @@ class Workbench:
     @functools.cached_property
     def suspects(self) -> list[Suspect]:
         """Every model that is scored: the victim itself, references, negatives, then the attacks' surrogates."""
-        victim = Suspect("Victim", "victim", self.preset.victim_seed, self.victim_key)
+        victim = Suspect(VICTIM, "victim", self.preset.victim_seed, self.victim_key)
         found = [victim, *self.independents.suspects()]
         for label, setting in self.preset.attacks.items():
             found += [Suspect(label, "surrogate", seed, self._surrogate_key(setting, seed)) for seed in self.seeds]
@@ -156,12 +158,19 @@ class Workbench:
 
     def _surrogate_key(self, setting: AttackSetting, seed: int) -> str:
         described = {name: value for name, value in vars(setting).items() if value is not None}
-        return cell_key(
-            victim=self.victim_key,
-            setting={**described, "params": plain(setting.params)},
-            subset_ratio=self.preset.subset_ratio,
-            seed=seed,
-        )
+        facts: dict[str, Any] = {"setting": {**described, "params": plain(setting.params)}}
+        if setting.source == "subset" and setting.ratio is None:
+            facts["subset_ratio"] = self.preset.subset_ratio
+        if "surrogate_factory" in setting.params:
+            facts["network"] = self._own_network(setting)
+        return cell_key(victim=self.victim_key, seed=seed, **facts)
+
+    def _own_network(self, setting: AttackSetting) -> str:
+        """Return what an attack's own network is made of: its name would not change with its definition."""
+        name = json.dumps(plain(setting.params))
+        if name not in self._networks:
+            self._networks[name] = str(network_of(self._untrained(setting)))
+        return self._networks[name]
 
     def checkpoints(self, setting: AttackSetting, seed: int) -> dict[int, str]:
         """Return step to key of all checkpoints that come from the same run as this one; none for what is not one."""
@@ -249,6 +258,12 @@ class Workbench:
     def has_fingerprint(self, name: str) -> bool:
         """Tell whether a verifier's fingerprint is kept, sound or not."""
         return self.store.has_fingerprint(self.fingerprint_file(name))
+
+    def models_for(self, name: str) -> tuple[str, ...]:
+        """Return the labels of the models that a verifier's extraction and calibration need."""
+        kind = verifier_class(name)
+        known = self.independents.known_of(kind)
+        return (VICTIM, self.independents.references_of(kind), *(() if known is None else (known,)))
 
     def fingerprint_file(self, name: str) -> str:
         """Return the name under which a verifier's fingerprint is kept."""

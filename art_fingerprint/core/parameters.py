@@ -26,7 +26,7 @@ def as_python(owner: object, names: Iterable[str]) -> None:
     """Turn those of an object's attributes that are NumPy scalars, which torch and JSON do not always take, into
     Python numbers."""
     for name in names:
-        value = getattr(owner, name)
+        value = getattr(owner, name, None)  # a subclass may set its own after the base class has checked
         if isinstance(value, np.generic):
             setattr(owner, name, value.item())
 

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from art_fingerprint.benchmark.runner import Bench
-from art_fingerprint.benchmark.store import read_rows
 from art_fingerprint.core.files import write_whole
 from art_fingerprint.core.taps import near_names
 from art_fingerprint.exceptions import InvalidInputError, MissingDependencyError
 from art_fingerprint.experiments import ablation, insides, learning, ratios, stealing, tables
 from art_fingerprint.experiments.experiment import Experiment, Findings, Run, Seeds, failures
 from art_fingerprint.reporting.layout import render
-from art_fingerprint.reporting.tables import latest_rows, warnings_of
+from art_fingerprint.reporting.tables import warnings_of
 from art_fingerprint.zoo.presets import Preset
 
 logger = logging.getLogger(__name__)
@@ -77,15 +76,7 @@ def run_experiment(
     bench.run()
     plan = bench.plan
     title = plan.presets[0].name
-    newest = [row for row in latest_rows(read_rows(folder)) if row["preset"] == title]
-    cells = (
-        bench.benches[title].cell(suspect, verifier)
-        for suspect in bench.benches[title].suspects
-        for verifier in plan.presets[0].verifiers
-    )
-    place = {key: number for number, key in enumerate(cells)}
-    rows = [row for row in newest if row["key"] in place]  # not those of other seeds or settings
-    rows.sort(key=lambda row: place[row["key"]])  # workers end in any order
+    rows = bench.rows()
     findings = EXPERIMENTS[name].read(Run(plan, rows, bench.benches[title]))
     warnings = warnings_of(rows)
     missing = () if EXPERIMENTS[name] is tables.TABLE1 else failures(rows)  # that table says it itself

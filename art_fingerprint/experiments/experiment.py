@@ -253,8 +253,18 @@ def without_verdicts(preset: Preset) -> dict[str, Any]:
     return {
         "verifiers": {wanted: preset.verifiers[wanted]},
         "nb_references": min(2, preset.nb_references),
+        "nb_other_data_references": min(2, preset.nb_other_data_references),
+        "nb_known": min(1, preset.nb_known),
         "calibration": {},
     }
+
+
+def without_negatives(preset: Preset) -> dict[str, Any]:
+    """Return what to change where no negatives are wanted. One of other data stays if it alone halves the images."""
+    if preset.negatives is None:
+        return {"nb_negatives": 0}
+    alone = preset.negatives.get("other-data") and not preset.nb_other_data_references
+    return {"negatives": {"other-data": 1} if alone else {}}
 
 
 def removal_rows(preset: Preset) -> dict[str, AttackSetting]:

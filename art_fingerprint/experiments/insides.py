@@ -20,6 +20,7 @@ from art_fingerprint.experiments.experiment import (
     max_iter_of,
     planned,
     removal_rows,
+    without_negatives,
     without_verdicts,
 )
 from art_fingerprint.reporting.embedding import embed, plot_embedding, probabilities, shift
@@ -92,7 +93,7 @@ def plan_plane(preset: Preset, seeds: Seeds) -> Plan:
     for label, setting in removal_rows(preset).items():
         last = max_iter_of(setting.params)
         attacks.update(checkpoints(label, setting, (0, round(last / 10), round(last / 2), last)))
-    return planned("fig10", preset, seeds, attacks, nb_negatives=0, **without_verdicts(preset))
+    return planned("fig10", preset, seeds, attacks, **without_negatives(preset), **without_verdicts(preset))
 
 
 def read_plane(run: Run) -> Findings:

@@ -22,6 +22,7 @@ from art_fingerprint.experiments.experiment import (
     places,
     planned,
     removal_rows,
+    without_negatives,
     without_verdicts,
 )
 from art_fingerprint.experiments.learning import tidy
@@ -48,7 +49,7 @@ def plan(preset: Preset, seeds: Seeds) -> Plan:
         knock = AttackSetting("KnockoffNetsAttack", {"max_iter": last, **shared}, setting.source, False, setting.ratio)
         steps = (round(index * last / NB_CHECKPOINTS) for index in range(NB_CHECKPOINTS + 1))
         attacks.update(checkpoints(rival(label), knock, steps))
-    return planned("fig7", preset, seeds, attacks, nb_negatives=0, **without_verdicts(preset))
+    return planned("fig7", preset, seeds, attacks, **without_negatives(preset), **without_verdicts(preset))
 
 
 def rival(label: str) -> str:

@@ -16,6 +16,7 @@ from art_fingerprint.experiments.experiment import (
     models_of,
     planned,
     removal_rows,
+    without_negatives,
     without_verdicts,
 )
 from art_fingerprint.reporting.layout import Sheet
@@ -36,7 +37,7 @@ def read_one(rows: Sequence[Row]) -> Findings:
 
 def plan_three(preset: Preset, seeds: Seeds) -> Plan:
     """Return the victim alone, with what a row needs."""
-    return planned("table3", preset, seeds, {}, nb_negatives=0, **without_verdicts(preset))
+    return planned("table3", preset, seeds, {}, **without_negatives(preset), **without_verdicts(preset))
 
 
 def read_three(run: Run) -> Findings:

@@ -18,7 +18,7 @@ NEGATIVES: Mapping[str, str] = {
     "other-architecture": "Negative (other architecture)",
 }
 #: Labels of the rows of models that verifiers are given: to calibrate, and to choose queries by.
-REFERENCE, OTHER_DATA_REFERENCE, KNOWN = "Reference", "Reference (other data)", "Known"
+VICTIM, REFERENCE, OTHER_DATA_REFERENCE, KNOWN = "Victim", "Reference", "Reference (other data)", "Known"
 Scale = Literal["full", "smoke"]
 
 

@@ -92,7 +92,7 @@ def at_scale(preset: Preset, scale: str) -> Preset:
     - two optimiser steps of a low rate for each victim, reference and attack, three for a negative: weights are all but
       random;
     - as few probes, masks and neurons as verifiers work with, as few references as the calibration rule takes (two at
-      least), one negative;
+      least), one negative (of each kind, where kinds are counted), one known model;
     - of ImageNet's ViT-B/32, four blocks of random weights on images of 64 pixels; GTSRB's InceptionV3 with the stem
       for large images, on 75 pixels, which is less work. Other networks stay as they are.
 
@@ -108,6 +108,7 @@ def at_scale(preset: Preset, scale: str) -> Preset:
         return preset
     architecture, size = _LIGHTER.get(_name_of(preset.architecture), (preset.architecture, None))
     lighter = size is not None
+    by_seeds = 1 if preset.negatives is None else None
     return replace(
         preset,
         name=preset.name.removesuffix(SUFFIX) + SUFFIX,
@@ -120,7 +121,10 @@ def at_scale(preset: Preset, scale: str) -> Preset:
         attacks={label: _attack(setting) for label, setting in preset.attacks.items()},
         verifiers={name: _verifier(name, params) for name, params in preset.verifiers.items()},
         nb_references=min(preset.nb_references, _references(preset.calibration)),
-        nb_negatives=1 if preset.nb_negatives is None else min(preset.nb_negatives, 1),
+        nb_negatives=min(preset.nb_negatives or 0, 1) if preset.nb_negatives is not None else by_seeds,
+        negatives=None if preset.negatives is None else {kind: min(n, 1) for kind, n in preset.negatives.items()},
+        nb_other_data_references=min(preset.nb_other_data_references, _references(preset.calibration)),
+        nb_known=min(preset.nb_known, 1),
         robustness={name: _evasion(name, params) for name, params in preset.robustness.items()},
         nb_robustness=min(preset.nb_robustness, 2),
     )

@@ -74,6 +74,25 @@ def extracted(folder: Path) -> Path:
     return folder / "v.safetensors"
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--thresholds", "T2.json"], "need --references"),
+        (["--rule", "fpr"], "need --references"),
+        (["--references", "w1.safetensors", "--rule", "nonsense"], "Unknown threshold rule 'nonsense'"),
+        (["--references", "w1.safetensors", "--rule", "t-mean"], "needs at least two reference models"),
+    ],
+)
+def test_thresholds_that_cannot_be_had_are_refused_before_anything_is_extracted(
+    options: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ["--weights", "w0.safetensors", "--data", "D.npz", "--out", "none.safetensors"]
+    assert cli.main(["extract", "--verifier", "Zest", *MODEL, *files, *SMALL_ZEST, *options]) == cli.BAD_INPUT
+    assert message in capsys.readouterr().err
+    assert not (folder / "none.safetensors").exists()
+    assert not (folder / "T2.json").exists()
+
+
 def verify(weights: str, *more: str) -> int:
     return cli.main(["verify", "--fingerprint", "v.safetensors", *MODEL, "--weights", weights, *more])
 

@@ -31,11 +31,13 @@ from art_fingerprint.benchmark.store import ADDED_KEYS, KEYS, Store, cell_key, r
 from art_fingerprint.benchmark.workbench import Workbench
 from art_fingerprint.evaluation.fidelity import accuracy, accuracy_drop, agreement
 from art_fingerprint.exceptions import CalibrationError, InvalidInputError, SuspectFailedError, TrainingDivergedError
+from art_fingerprint.reporting.tables import latest_rows
 from art_fingerprint.verifiers import IPGuardVerifier, ZestVerifier
 from art_fingerprint.verifiers.base import Verifier
 from art_fingerprint.zoo.datasets import load_digits
 from art_fingerprint.zoo.loading import load_weights
-from art_fingerprint.zoo.presets import Preset
+from art_fingerprint.zoo.presets import AttackSetting, Preset
+from tests import bench_plugins
 from tests.conftest import wrap
 from tests.tiny_preset import small, tiny
 
@@ -264,6 +266,51 @@ def test_parameter_changed_and_changed_back_puts_the_old_rows_last(folder: Path,
     assert newest["FT(0.5)", 0, "IPGuardVerifier"] in rows[:CELLS]
     assert newest["FT(0.5)", 0, "IPGuardVerifier"]["attack_params"]["max_iter"] == 2
     assert bench(folder) == rows
+
+
+def test_victim_changed_and_changed_back_is_shown_again(folder: Path, work: Counter[str]) -> None:
+    bench(folder, replace(tiny(), victim_seed=7), verifiers=["IPGuardVerifier"])
+    assert {row["victim"] for row in latest_rows(read_rows(folder))} != {read_rows(folder)[0]["victim"]}
+    work.clear()
+    rows = bench(folder)
+    assert work == {}
+    shown = latest_rows(rows)
+    assert len(shown) == CELLS
+    assert {row["victim"] for row in shown} == {rows[0]["victim"]}
+    assert bench(folder) == rows
+
+
+def test_a_network_that_changes_under_its_name_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"surrogate_factory": "tests.bench_plugins:narrow", "max_iter": 2}
+    knock = AttackSetting("KnockoffNetsAttack", own, "apart", False)
+    given = replace(tiny(), attacks={"K": knock}, independent_architecture="tests.bench_plugins:narrow")
+
+    def keys() -> dict[str, str]:
+        made = workbench.Workbench(given, tmp_path, (0,), "cpu")
+        return {**{s.label: s.key for s in made.suspects}, "fingerprint": made.fingerprint_key("ZestVerifier")}
+
+    before = keys()
+    assert keys() == before
+    monkeypatch.setattr(bench_plugins, "narrow", lambda: small(5))
+    assert {name for name, key in keys().items() if key != before[name]} == {
+        "K",
+        "Reference",
+        "Negative",
+        "fingerprint",
+    }
+
+
+def test_the_share_of_data_concerns_rows_that_take_it(tmp_path: Path) -> None:
+    base = tiny().attacks["RemovalNet(apart)"]
+    limited = replace(base, source="subset")
+    own = {"subset": limited, "ratio": replace(limited, ratio=0.3), **tiny().attacks}
+
+    def keys(share: float) -> dict[str, str]:
+        given = replace(tiny(), attacks=own, subset_ratio=share)
+        return {s.label: s.key for s in workbench.Workbench(given, tmp_path, (0,), "cpu").suspects}
+
+    before = keys(0.1)
+    assert {name for name, key in keys(0.2).items() if key != before[name]} == {"subset"}
 
 
 def test_changed_verifier_parameter_scores_all_suspects_and_makes_none(folder: Path, work: Counter[str]) -> None:

@@ -359,6 +359,15 @@ def test_skipped_cells_are_named_and_no_failure(folder: Path, capsys: pytest.Cap
 
 
 # ---------------------------------------------------------------------- exit statuses
+def test_failures_of_other_runs_in_the_folder_are_not_those_of_this_one(folder: Path) -> None:
+    """Some experiments fail in part on purpose, and may share a folder with a grid."""
+    rows = read_rows(folder)
+    foreign = {**rows[0], "preset": "tiny fig6", "key": "0" * 32, "status": "failed", "reason": "too few images"}
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, foreign]))
+    assert bench(folder) == 0
+    assert cli.main(["report", str(folder)]) == 3
+
+
 def test_failed_cells_give_3_and_are_named(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,10 +15,12 @@ from art_fingerprint.benchmark.materials import noisy, owners_data
 from art_fingerprint.benchmark.plan import Plan, plan_from
 from art_fingerprint.benchmark.runner import Bench
 from art_fingerprint.benchmark.store import read_rows
+from art_fingerprint.benchmark.suspects import Suspect
 from art_fingerprint.benchmark.workbench import Workbench
 from art_fingerprint.core.classifier import network_of
 from art_fingerprint.core.digests import network_digest
 from art_fingerprint.exceptions import InvalidInputError
+from art_fingerprint.experiments.catalogue import bench_of
 from art_fingerprint.verifiers import (
     AKHVerifier,
     DatasetInferenceVerifier,
@@ -30,7 +32,9 @@ from art_fingerprint.verifiers.base import Verifier
 from art_fingerprint.zoo import presets
 from art_fingerprint.zoo.dataset import halves
 from art_fingerprint.zoo.datasets import load_digits
-from art_fingerprint.zoo.presets import Preset
+from art_fingerprint.zoo.preset import NEGATIVES
+from art_fingerprint.zoo.presets import AttackSetting, Preset
+from art_fingerprint.zoo.scale import at_scale
 from tests.tiny_preset import tiny
 
 Row = dict[str, Any]
@@ -163,6 +167,40 @@ def test_each_setting_changes_what_hangs_on_it(tmp_path: Path) -> None:
     assert changed(nb_other_data_references=3) == (set(), {"DatasetInferenceVerifier"})
     assert changed(negatives={"same-data": 1, "other-data": 5}) == (set(), set())
     assert changed(negatives={}, nb_other_data_references=0)[1] == set(prints)  # nothing is halved: another victim
+
+
+def test_a_model_that_cannot_be_made_concerns_those_who_need_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = independents.Independents.train
+
+    def without_known(self: independents.Independents, suspect: Suspect) -> Any:
+        if suspect.label == "Known":
+            raise RuntimeError("out of memory")
+        return train(self, suspect)
+
+    monkeypatch.setattr(independents.Independents, "train", without_known)
+    bench(all_kinds(), tmp_path).run()
+    found = {(row["suspect"], row["verifier"]): row for row in read_rows(tmp_path) if row["suspect"] != "Known"}
+    assert {verifier for (_, verifier), row in found.items() if row["status"] == "failed"} == {"AKHVerifier"}
+    assert "Known 0 could not be made: RuntimeError: out of memory" in found["Victim", "AKHVerifier"]["reason"]
+
+
+def test_counted_kinds_run_in_miniature_and_in_experiments(tmp_path: Path) -> None:
+    """The victim stays what it is: the half that is trained on does not depend on whether negatives are wanted."""
+    lesser = at_scale(all_kinds(), "smoke")
+    assert (lesser.negatives, lesser.nb_negatives, lesser.nb_known) == (dict.fromkeys(NEGATIVES, 1), None, 1)
+    assert lesser.halved
+    bench(lesser, tmp_path / "smoke")
+    row = AttackSetting("RemovalNetAttack", {"layer": "block2", "max_iter": 10, "hflip": False}, "apart", False)
+    alone = {"negatives": {"other-data": 3}, "nb_other_data_references": 0}
+    for changes in ({}, alone, {"negatives": {"same-data": 4}, "nb_other_data_references": 0}):
+        preset = replace(all_kinds(), attacks={"RemovalNet": row}, **changes)
+        wanted = workbench(preset, tmp_path).victim_key
+        for name in ("table3", "fig7", "fig10"):
+            made = next(iter(bench_of(name, preset, tmp_path, (0,), device_type="cpu").benches.values()))
+            assert made.victim_key == wanted
+            assert sum(suspect.role == "negative" for suspect in made.suspects) <= 1
 
 
 def test_who_is_given_what(tmp_path: Path) -> None:

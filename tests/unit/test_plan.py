@@ -45,6 +45,16 @@ def checked(data: Mapping[str, Any], folder: Path) -> Bench:
 
 
 # ---------------------------------------------------------------------- what a plan may say
+def test_the_share_of_data_reaches_the_rates_that_depend_on_it() -> None:
+    """RemovalNet's learning rate is lr (1 - r)."""
+    (preset,) = plan_from({"victims": {"cifar10-vgg19": {"subset_ratio": 0.2}}}).presets
+    assert preset.attacks["RemovalNet(train)"].params["subset_ratio"] == 0.2
+    assert "subset_ratio" not in preset.attacks["RemovalNet(apart)"].params
+    own = {"RemovalNet(train)": {"params": {"subset_ratio": 0.1}}}
+    (kept,) = plan_from({"victims": {"cifar10-vgg19": {"subset_ratio": 0.2, "attacks": own}}}).presets
+    assert kept.attacks["RemovalNet(train)"].params["subset_ratio"] == 0.1
+
+
 def test_preset_by_name() -> None:
     plan = Plan.from_preset("digits")
     assert plan.seeds == (0, 1, 2)
