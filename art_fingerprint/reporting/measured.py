@@ -48,15 +48,14 @@ def facts(rows: Iterable[Row], given: Provenance) -> Sheet:
     kept = rows_of_one_preset(rows)
     plan = given.victim(str(kept[0]["preset"]))
     counts = Counter(str(row["status"]) for row in kept)
-    models = {role: {row["seed"] for row in kept if row["role"] == role} for role in ("reference", "negative")}
     lines = [
         ("Data set", str(kept[0]["dataset"]) + (f", {_arguments(o)}" if (o := plan.get("dataset_options")) else "")),
         ("Data, SHA-256", _data(kept)),
         ("Victim", f"{kept[0]['victim']} (digest of all that makes it)"),
         ("Architecture", str(plan.get("architecture", _NO_PLAN))),
         ("Seeds of the attacks", _listed(seeds_of(kept))),
-        ("Reference models", str(len(models["reference"]))),
-        ("Negatives", str(len(models["negative"]))),
+        ("Reference models", _counted(kept, "reference")),
+        ("Negatives", _counted(kept, "negative")),
         ("Thresholds", _thresholds(plan)),
         ("Versions", "; ".join(_distinct(_arguments(row["versions"], " ") for row in kept))),
         ("Device", ", ".join(_distinct(str(row["device"]) for row in kept))),
@@ -69,6 +68,13 @@ def facts(rows: Iterable[Row], given: Provenance) -> Sheet:
             value = plan[key]
             lines.append((_TITLES[key], _arguments(value) if isinstance(value, Mapping) else str(value)))
     return Sheet([["Fact", "Value"], *([name, one_line(text)] for name, text in lines)])
+
+
+def _counted(rows: Iterable[Row], role: str) -> str:
+    """Return how many models have a role, and of which kinds where there are several."""
+    counts = Counter(label for label, _ in {(str(r["suspect"]), r["seed"]) for r in rows if r["role"] == role})
+    kinds = ", ".join(f"{count} {label}" for label, count in sorted(counts.items()))
+    return f"{counts.total()}: {kinds}" if len(counts) > 1 else str(counts.total())
 
 
 _TITLES = {

@@ -13,6 +13,7 @@ from art_fingerprint.exceptions import InvalidInputError
 from art_fingerprint.reporting.layout import mean_std, short
 from art_fingerprint.reporting.published import published_robustness
 from art_fingerprint.reporting.tables import rows_of_one_preset
+from art_fingerprint.zoo.preset import KNOWN, NEGATIVES, OTHER_DATA_REFERENCE, REFERENCE
 
 Row = Mapping[str, Any]
 #: Roles of the models that the comparison shows, in its order.
@@ -37,8 +38,10 @@ def has_robustness(rows: Iterable[Row]) -> bool:
 def table_four(rows: Iterable[Row], surrogate: str | None = None) -> list[list[str]]:
     """Return Table IV as text cells: an attack a line, Rob and RobD over seeds, the published values beside them.
 
-    RobD of each seed is abs(Rob(victim) - Rob(suspect)), averaged over seeds. The last column is the largest share of
-    examples that lie on the boundary within rounding, over the models shown (see :class:`.Robustness`).
+    Of several kinds of negatives those of the victim's data are shown, else the first kind that there is, by its name.
+    RobD of each seed is abs(Rob(victim) - Rob(suspect)), averaged over seeds. Then follow the largest share of
+    examples that lie on the boundary within rounding, over the models shown (see :class:`.Robustness`), and the median
+    L2 norm of the perturbations, mean over models.
 
     :param rows: Rows of one preset.
     :param surrogate: Row label of the surrogate; default the last one whose label begins with ``RemovalNet``, or the
@@ -57,13 +60,15 @@ def table_four(rows: Iterable[Row], surrogate: str | None = None) -> list[list[s
         raise InvalidInputError(f"There is no surrogate {surrogate!r}; the rows have {', '.join(labels) or 'none'}.")
     if not victims:
         raise InvalidInputError("The rows have no victim.")
+    negative = _first(NEGATIVES.values(), (row["suspect"] for row in models))
     groups = {
         "victim": victims[:1],
         "surrogate": [row for row in models if row["suspect"] == surrogate and row["role"] == "surrogate"],
-        "negative": [row for row in models if row["role"] == "negative"],
+        "negative": [row for row in models if row["suspect"] == negative],
     }
-    head = ["attack", "Rob(victim)", f"Rob({surrogate})", "Rob(negative)", "RobD(surrogate)", "RobD(negative)"]
-    cells = [[*head, "on the boundary", "paper: Rob v, s, n; RobD s, n"]]
+    kind = "negative" if negative in ("", NEGATIVES["same-data"]) else negative
+    head = ["attack", "Rob(victim)", f"Rob({surrogate})", f"Rob({kind})", "RobD(surrogate)", f"RobD({kind})"]
+    cells = [[*head, "on the boundary", "median L2 v, s, n", "paper: Rob v, s, n; RobD s, n"]]
     for attack in dict.fromkeys(name for row in models for name in row.get("robustness") or {}):
         found = {
             name: [row["robustness"][attack] for row in group if attack in (row.get("robustness") or {})]
@@ -78,7 +83,9 @@ def table_four(rows: Iterable[Row], surrogate: str | None = None) -> list[list[s
         printed = published_robustness().get(attack)
         published = "-" if printed is None else ", ".join(f"{value:.3f}" for value in astuple(printed)[1:])
         values = [*(rob[name] for name in groups), *distances.values()]
-        cells.append([attack, *(mean_std(numbers, 3) for numbers in values), f"{100 * undecided:.0f}%", published])
+        norms = ", ".join(_norm(results) for results in found.values())
+        own = [*(mean_std(numbers, 3) for numbers in values), f"{100 * undecided:.0f}%", norms]
+        cells.append([attack, *own, published])
     return cells
 
 
@@ -127,9 +134,10 @@ def tradeoff(rows: Iterable[Row], attack: str = "PGD") -> list[Point]:
                 own.setdefault(metric, []).append(result["value"])
     if not {"victim", "reference"} <= set(roles.values()):
         raise InvalidInputError("The comparison needs rows of the victim and of reference models.")
+    nearest = _first((REFERENCE, OTHER_DATA_REFERENCE, KNOWN), roles)
     origin, far = (
-        values.get(next(label for label, found in roles.items() if found == role), {})
-        for role in ("victim", "reference")
+        values.get(label or next(name for name, found in roles.items() if found == role), {})
+        for label, role in (("", "victim"), (nearest, "reference"))
     )
     points = []
     attacked = [row for row in _models(kept) if attack in (row.get("robustness") or {})]
@@ -154,6 +162,17 @@ def tradeoff(rows: Iterable[Row], attack: str = "PGD") -> list[Point]:
             )
         )
     return points
+
+
+def _norm(results: Sequence[Mapping[str, Any]]) -> str:
+    found = [result["median_l2"] for result in results if result.get("median_l2") is not None]
+    return f"{statistics.fmean(found):.2f}" if found else "-"
+
+
+def _first(wanted: Iterable[str], labels: Iterable[str]) -> str:
+    """Return the first of the wanted labels that there is, empty if there is none."""
+    there = set(labels)
+    return next((label for label in wanted if label in there), "")
 
 
 def _shares(

@@ -33,6 +33,8 @@ class Dataset:
     :ivar y_test: Their labels.
     :ivar nb_classes: Number of classes.
     :ivar hflip: Whether mirroring keeps the class.
+    :ivar groups: Names ``(n,)`` of what the training images show, one lesion or one sign; images of one group are
+        nearly the same image. ``None``: each image is its own.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Dataset:
     y_test: np.ndarray
     nb_classes: int
     hflip: bool
+    groups: np.ndarray | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -90,17 +93,26 @@ def split_by_class(y: np.ndarray, sizes: tuple[int, ...], seed: int, *purpose: s
 def halves(data: Dataset) -> tuple[Dataset, Dataset]:
     """Return the set twice, each time with another half of its training images, which share none.
 
-    The halves have the class shares of the whole; the other parts are those of the set. The split depends on no seed.
+    The halves have the class shares of the whole, and no group of images in common; the other parts are those of the
+    set. The split depends on no seed.
 
-    :raises InvalidInputError: fewer than two training images.
+    :raises InvalidInputError: fewer than two training images, or all of them of one group.
     """
-    count = len(data.y_train)
-    if count < 2:
-        raise InvalidInputError(f"{count} training images of {data.name!r} cannot be halved.")
-    parts = split_by_class(data.y_train, (count - count // 2, count // 2), 0, "halves", data.name)
-    x = data.x_train
+    x, y, groups = data.x_train, data.y_train, data.groups
+    if groups is None:
+        parts = split_by_class(y, (len(y) - len(y) // 2, len(y) // 2), 0, "halves", data.name)
+    else:
+        parts = split_by_group(y, groups, 0.5, 0, "halves", data.name)
+    if not all(map(len, parts)):
+        which = "" if groups is None else ", all of one group,"
+        raise InvalidInputError(f"{len(y)} training images of {data.name!r}{which} cannot be halved.")
     first, second = (
-        replace(data, x_train=x.take(part) if isinstance(x, LazyImages) else x[part], y_train=data.y_train[part])
+        replace(
+            data,
+            x_train=x.take(part) if isinstance(x, LazyImages) else x[part],
+            y_train=y[part],
+            groups=None if groups is None else groups[part],
+        )
         for part in parts
     )
     return first, second

@@ -278,4 +278,5 @@ def load_image_set(
         kept = np.flatnonzero(~shared)
         x[1] = x[1][kept] if isinstance(x[1], np.ndarray) else cast(np.ndarray, images[1].take(kept))
         y[1] = y[1][kept]
-    return Dataset(name, x[0], y[0], x[1], y[1], x[2], y[2], len(train.classes), kind.hflip)
+    parts = (x[0], y[0], x[1], y[1], x[2], y[2])
+    return Dataset(name, *parts, len(train.classes), kind.hflip, listings[0].groups)

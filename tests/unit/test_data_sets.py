@@ -7,6 +7,7 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torchvision import transforms
 from art_fingerprint.core.digests import array_digest
 from art_fingerprint.exceptions import DatasetError, InvalidInputError
 from art_fingerprint.zoo import cifar, image_sets, skin_lesions
-from art_fingerprint.zoo.dataset import split_by_group
+from art_fingerprint.zoo.dataset import halves, split_by_group
 from art_fingerprint.zoo.datasets import DATASETS, Dataset, load_dataset
 from art_fingerprint.zoo.image_sets import IMAGE_SETS
 from art_fingerprint.zoo.lazy_images import LazyImages
@@ -206,6 +207,31 @@ def test_cifar10_is_what_torchvision_reads(root: Path, monkeypatch: pytest.Monke
 def fitted(image: Image.Image, size: int = SIZE) -> np.ndarray:
     fit = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size), transforms.ToTensor()])
     return fit(image).numpy()
+
+
+@pytest.mark.parametrize(("name", "lazy"), [("gtsrb", False), ("gtsrb", True), ("ham10000", False)])
+def test_halves_have_no_sign_and_no_lesion_in_common(
+    name: str, lazy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames of one sign are nearly one image: whoever was trained on the other half would have seen the victim's."""
+    photo_sets.make(name, tmp_path, monkeypatch)
+    data = load(name, tmp_path, lazy=lazy)
+    assert data.groups is not None
+    assert len(data.groups) == len(data.y_train)
+    own, other = halves(data)
+    assert own.groups is not None
+    assert other.groups is not None
+    assert set(own.groups).isdisjoint(other.groups)
+    assert {*own.groups, *other.groups} == set(data.groups)
+    assert len(own.x_train) == len(own.y_train) == len(own.groups)
+    assert len(own.y_train) + len(other.y_train) == len(data.y_train)
+    for part in (own, other):
+        where = [list(data.groups).index(group) for group in dict.fromkeys(part.groups)]
+        assert {group: data.y_train[i] for group, i in zip(dict.fromkeys(part.groups), where, strict=True)} == dict(
+            zip(part.groups, part.y_train, strict=True)
+        )
+    with pytest.raises(InvalidInputError, match="all of one group, cannot be halved"):
+        halves(replace(data, groups=np.repeat("one", len(data.y_train))))
 
 
 @pytest.mark.usefixtures("file_order")

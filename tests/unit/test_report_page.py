@@ -295,6 +295,18 @@ def test_more_strips_than_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ---------------------------------------------------------------------- how it was measured
+def test_models_of_several_kinds_are_all_counted() -> None:
+    kinds = {"Reference": 3, "Known": 2, "Negative": 2}
+    rows = [
+        row
+        for label, count in kinds.items()
+        for seed in range(count)
+        for row in make_rows(label, seed, NEAR, "negative" if label == "Negative" else "reference")
+    ]
+    found = dict(measured.facts(rows, Provenance()).cells[1:])
+    assert (found["Reference models"], found["Negatives"]) == ("5: 2 Known, 3 Reference", "2")
+
+
 def test_facts_and_costs() -> None:
     rows = [
         {**row, "data": "d1", "finished_seconds": 1764000000.0 + 60 * place, "fingerprint": "f1", "cost": None}

@@ -69,8 +69,36 @@ def test_table_four_by_hand() -> None:
     # Rob 0.55 and 0.75 against 0.7: RobD is the mean of 0.15 and 0.05, not the difference of the means
     assert fgsm[2:6] == ["0.650±0.141", "0.600", "0.100±0.071", "0.100"]
     assert pgd[4] == "0.100±0.141"
-    assert fgsm[6:] == ["25%", "0.694, 0.553, 0.599, 0.141, 0.095"]
+    assert fgsm[6:] == ["25%", "-, -, -", "0.694, 0.553, 0.599, 0.141, 0.095"]
     assert table_four(example(), "FT(0.5)")[1][2:5] == ["0.700", "0.600", "0.000"]
+
+
+def test_table_four_has_the_size_of_perturbations() -> None:
+    """Means over models of what the paper's protocol asks for beside DeepFool: the median L2 norm."""
+    rows = example()
+    for row in rows:
+        for name, result in row["robustness"].items():
+            result["median_l2"] = {"FGSM": 1.0, "PGD": 2.0}[name] + row["seed"] % 1000
+    head, fgsm, pgd = table_four(rows)
+    assert head[-2] == "median L2 v, s, n"
+    assert (fgsm[-2], pgd[-2]) == ("1.00, 1.50, 1.00", "2.00, 2.50, 2.00")
+
+
+def test_kinds_of_models_are_kept_apart_in_any_order() -> None:
+    more = [
+        *with_rob(make_rows("Negative (other architecture)", 0, REFERENCE, "negative"), FGSM=0.05, PGD=0.05),
+        *with_rob(make_rows("Known", 0, {**REFERENCE, "LOD": 1.0}, "reference"), FGSM=0.6, PGD=0.4),
+    ]
+    wanted = table_four(example()), tradeoff(example())[:3]
+    for rows in ([*example(), *more], [*more, *example()]):
+        assert table_four(rows) == wanted[0]
+        assert {p.label: p for p in tradeoff(rows)}["RemovalNet(train)"] == wanted[1][2]
+    only = [*(row for row in example() if row["role"] != "negative"), *more]
+    head, fgsm, _ = table_four(only)
+    assert (head[3], head[5]) == ("Rob(Negative (other architecture))", "RobD(Negative (other architecture))")
+    assert fgsm[3] == "0.050"
+    known = [row for row in only if row["suspect"] != "Reference"]
+    assert {p.label: p for p in tradeoff(known)}["RemovalNet(train)"] != wanted[1][2]
 
 
 def test_a_row_without_an_attack_is_missed_not_guessed() -> None:
