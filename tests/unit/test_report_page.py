@@ -379,6 +379,7 @@ def test_counterparts() -> None:
         ("fashion-mnist", "CIFAR10", False),
         ("cifar10", "CIFAR10", True),
         ("ham10000", "Skin Lesion", True),
+        ("isic2018", "Skin Lesion", True),
         ("celeba-31", "CelebA+31", True),
     ):
         found = counterpart(name)

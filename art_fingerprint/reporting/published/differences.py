@@ -13,7 +13,7 @@ from art_fingerprint.exceptions import InvalidInputError
 from art_fingerprint.reporting.published import PublishedTable, plain_name, published_table
 
 #: Our data sets by other names than the paper's, and those that the paper does not have: the nearest of its own.
-_OTHER_NAMES = {"ham10000": "Skin Lesion"}
+_OTHER_NAMES = {"ham10000": "Skin Lesion", "isic2018": "Skin Lesion"}
 _NEAREST = {"digits": "CIFAR10", "fashionmnist": "CIFAR10"}
 #: The paper's victims (its Table III).
 VICTIMS = {
