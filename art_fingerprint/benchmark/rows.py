@@ -66,6 +66,7 @@ def check_row(row: object) -> None:
             _check_mapping(f"robustness under {name}", found)
             for key in ("accuracy", "undecided"):
                 check_number(f"{key} under {name}", found.get(key), 0, 1)
+            _check_measured(f"median_l2 under {name}", found.get("median_l2"))
 
 
 def _check_metric(name: str, result: Any) -> None:

@@ -217,8 +217,9 @@ def _robustness(rows: Sequence[Row], prefix: str) -> list[Part]:
             Part(
                 "Robustness against evasion",
                 "<p>Layout of Table IV: accuracy under attack (Rob), each model attacked with its own examples, and "
-                "its distance to the victim's (RobD). The last but one column says how many of an attack's examples "
-                "lie so close to a decision boundary that their class is a matter of rounding.</p>"
+                "its distance to the victim's (RobD). <em>On the boundary</em>: how many of an attack's examples lie "
+                "so close to a decision boundary that their class is a matter of rounding. <em>Median L2</em>: how far "
+                "an attack moves the images of victim, surrogate and negative.</p>"
                 f"{sheet(Sheet(table_four(rows)))}",
             )
         )

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from art_fingerprint.reporting.layout import Sheet, one_line
-from art_fingerprint.reporting.tables import rows_of_one_preset
+from art_fingerprint.reporting.tables import label_place, rows_of_one_preset
 from art_fingerprint.zoo.presets import PRESETS
 
 Row = Mapping[str, Any]
@@ -73,7 +73,7 @@ def facts(rows: Iterable[Row], given: Provenance) -> Sheet:
 def _counted(rows: Iterable[Row], role: str) -> str:
     """Return how many models have a role, and of which kinds where there are several."""
     counts = Counter(label for label, _ in {(str(r["suspect"]), r["seed"]) for r in rows if r["role"] == role})
-    kinds = ", ".join(f"{count} {label}" for label, count in sorted(counts.items()))
+    kinds = ", ".join(f"{counts[label]} {label}" for label in sorted(counts, key=label_place))
     return f"{counts.total()}: {kinds}" if len(counts) > 1 else str(counts.total())
 
 

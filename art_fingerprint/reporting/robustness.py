@@ -12,8 +12,8 @@ from art_fingerprint.evaluation.removal import distance_gained
 from art_fingerprint.exceptions import InvalidInputError
 from art_fingerprint.reporting.layout import mean_std, short
 from art_fingerprint.reporting.published import published_robustness
-from art_fingerprint.reporting.tables import rows_of_one_preset
-from art_fingerprint.zoo.preset import KNOWN, NEGATIVES, OTHER_DATA_REFERENCE, REFERENCE
+from art_fingerprint.reporting.tables import COLUMNS, label_place, rows_of_one_preset
+from art_fingerprint.zoo.preset import NEGATIVES
 
 Row = Mapping[str, Any]
 #: Roles of the models that the comparison shows, in its order.
@@ -21,10 +21,21 @@ ROLES = ("victim", "surrogate", "negative")
 _MISSING = "The rows have no robust accuracy: they are from an earlier version; run the bench anew in another folder."
 
 
+def _ordered(rows: Iterable[Row]) -> list[Row]:
+    """Return the newest rows by label, seed and verifier, the paper's first: workers finish in any order."""
+    metrics = [name for name, _, _ in COLUMNS]
+
+    def place(row: Row) -> tuple[object, ...]:
+        verifier = min((metrics.index(name) for name in row["metrics"] if name in metrics), default=len(metrics))
+        return label_place(row["suspect"]), row["seed"], verifier, row["verifier"]
+
+    return sorted(rows_of_one_preset(rows), key=place)
+
+
 def _models(rows: Iterable[Row]) -> list[Row]:
     """Return one row for each suspect and seed of the newest rows, those that could be made."""
     first: dict[tuple[str, int], Row] = {}
-    for row in rows_of_one_preset(rows):
+    for row in _ordered(rows):
         if row["accuracy"] is not None:
             first.setdefault((row["suspect"], row["seed"]), row)
     return list(first.values())
@@ -45,7 +56,7 @@ def table_four(rows: Iterable[Row], surrogate: str | None = None) -> list[list[s
 
     :param rows: Rows of one preset.
     :param surrogate: Row label of the surrogate; default the last one whose label begins with ``RemovalNet``, or the
-        last surrogate.
+        last surrogate, in the order of :func:`.label_place`.
     :raises InvalidInputError: rows without robust accuracy, or no such surrogate, or no victim.
     """
     models = _models(rows)
@@ -60,13 +71,13 @@ def table_four(rows: Iterable[Row], surrogate: str | None = None) -> list[list[s
         raise InvalidInputError(f"There is no surrogate {surrogate!r}; the rows have {', '.join(labels) or 'none'}.")
     if not victims:
         raise InvalidInputError("The rows have no victim.")
-    negative = _first(NEGATIVES.values(), (row["suspect"] for row in models))
+    negative = next((row["suspect"] for row in models if row["role"] == "negative"), NEGATIVES["same-data"])
     groups = {
         "victim": victims[:1],
         "surrogate": [row for row in models if row["suspect"] == surrogate and row["role"] == "surrogate"],
-        "negative": [row for row in models if row["suspect"] == negative],
+        "negative": [row for row in models if row["suspect"] == negative and row["role"] == "negative"],
     }
-    kind = "negative" if negative in ("", NEGATIVES["same-data"]) else negative
+    kind = "negative" if negative == NEGATIVES["same-data"] else negative
     head = ["attack", "Rob(victim)", f"Rob({surrogate})", f"Rob({kind})", "RobD(surrogate)", f"RobD({kind})"]
     cells = [[*head, "on the boundary", "median L2 v, s, n", "paper: Rob v, s, n; RobD s, n"]]
     for attack in dict.fromkeys(name for row in models for name in row.get("robustness") or {}):
@@ -110,15 +121,16 @@ class Point:
 
 
 def tradeoff(rows: Iterable[Row], attack: str = "PGD") -> list[Point]:
-    """Return a point for the victim, every attack, and the negatives: what it costs, and what it gains.
+    """Return a point for the victim, every attack, and each kind of negatives: what it costs, and what it gains.
 
+    Independent models are those of the first kind that there is: references, references of other data, known models.
     Metrics that the reference models do not move away from the victim are left out.
 
     :param rows: Rows of one preset, with victim and references.
     :param attack: The evasion attack behind the robust accuracy.
     :raises InvalidInputError: rows without this robust accuracy, without the victim or without reference models.
     """
-    kept = rows_of_one_preset(rows)
+    kept = _ordered(rows)
     known = {name for row in kept for name in row.get("robustness") or {}}
     if attack not in known:
         raise InvalidInputError(_MISSING if not known else f"The rows have {', '.join(sorted(known))}, not {attack!r}.")
@@ -134,10 +146,9 @@ def tradeoff(rows: Iterable[Row], attack: str = "PGD") -> list[Point]:
                 own.setdefault(metric, []).append(result["value"])
     if not {"victim", "reference"} <= set(roles.values()):
         raise InvalidInputError("The comparison needs rows of the victim and of reference models.")
-    nearest = _first((REFERENCE, OTHER_DATA_REFERENCE, KNOWN), roles)
     origin, far = (
-        values.get(label or next(name for name, found in roles.items() if found == role), {})
-        for label, role in (("", "victim"), (nearest, "reference"))
+        values.get(next(label for label, found in roles.items() if found == role), {})
+        for role in ("victim", "reference")
     )
     points = []
     attacked = [row for row in _models(kept) if attack in (row.get("robustness") or {})]
@@ -167,12 +178,6 @@ def tradeoff(rows: Iterable[Row], attack: str = "PGD") -> list[Point]:
 def _norm(results: Sequence[Mapping[str, Any]]) -> str:
     found = [result["median_l2"] for result in results if result.get("median_l2") is not None]
     return f"{statistics.fmean(found):.2f}" if found else "-"
-
-
-def _first(wanted: Iterable[str], labels: Iterable[str]) -> str:
-    """Return the first of the wanted labels that there is, empty if there is none."""
-    there = set(labels)
-    return next((label for label in wanted if label in there), "")
 
 
 def _shares(

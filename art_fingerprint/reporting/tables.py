@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from art_fingerprint.exceptions import InvalidInputError
 from art_fingerprint.reporting.layout import Sheet, mean_std, one_line, render
+from art_fingerprint.reporting.published import published_table
 from art_fingerprint.verifiers.verdict import combine
+from art_fingerprint.zoo.preset import KNOWN, NEGATIVES, OTHER_DATA_REFERENCE, REFERENCE, VICTIM
 
 # Metric name, heading in the paper, digits after the point.
 COLUMNS = (
@@ -118,6 +122,22 @@ def rows_of_one_preset(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, A
     if len(groups) > 1:
         raise InvalidInputError(f"The rows belong to several presets ({', '.join(sorted(groups))}); pass those of one.")
     return next(iter(groups.values()))
+
+
+@functools.cache
+def _known_labels() -> tuple[str, ...]:
+    lines = (row.label for row in published_table("CIFAR10").rows)
+    return tuple(dict.fromkeys((VICTIM, REFERENCE, OTHER_DATA_REFERENCE, KNOWN, *lines, *NEGATIVES.values())))
+
+
+def label_place(label: str) -> tuple[int, str, str]:
+    """Return a sort key of row labels: victim, references, the paper's lines in its order, negatives, others by name.
+
+    Numbers in names count by their size.
+    """
+    known = _known_labels()
+    by_size = re.sub(r"[0-9]+(?:\.[0-9]+)?", lambda number: f"{float(number[0]):020.6f}", label)
+    return known.index(label) if label in known else len(known), by_size, label
 
 
 def table_one(rows: Iterable[Mapping[str, Any]]) -> Table:

@@ -227,6 +227,7 @@ class Verifier(abc.ABC):
         fingerprint = self._require_fingerprint()
         check_number("alpha", alpha, 0, 1, open_low=True)
         check_number("confidence", confidence, 0.5, 1, open_high=True)
+        check_number("false_positive_rate", false_positive_rate, 0, 1, open_high=True)
         models = check_sequence("references", references)
         check_rule(rule, len(models), false_positive_rate)
         digests = reference_digests(models, fingerprint.facts["victim"])

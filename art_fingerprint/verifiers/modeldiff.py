@@ -76,7 +76,7 @@ class ModelDiffVerifier(Verifier):
     probabilities if the victim gives probabilities, whose own gradients vanish; DDV, not the module's default DDM. With
     two classes logits are nearly antipodal and DDV measures label flips: prefer ``space="probabilities"``.
 
-    Cost of extraction: ``pgd`` ``2 n + n max_iter`` forward and ``n max_iter`` backward samples; ``search``
+    Cost of extraction: ``pgd`` ``3 n + n max_iter`` forward and ``n max_iter`` backward samples; ``search``
     ``4 n + 2 search_iterations`` forward samples of the victim, and ``2 n + 2 search_iterations`` queries to the
     suspect in the joint form; ``natural`` ``2 n`` forward samples. Scoring: ``2 n`` queries.
     """
@@ -265,7 +265,7 @@ class ModelDiffVerifier(Verifier):
 
     def _extraction_passes(self, nb_images: int) -> float:
         n = min(self.nb_pairs, nb_images if self.generator == "pgd" else nb_images // 2)
-        more = {"pgd": 2 * n * self.max_iter, "search": 2 * n + 2 * self.search_iterations}
+        more = {"pgd": n * (1 + 2 * self.max_iter), "search": 2 * n + 2 * self.search_iterations}
         return 2.0 * n + more.get(self.generator, 0)
 
     def expected_queries(self) -> int:

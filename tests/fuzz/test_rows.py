@@ -52,7 +52,13 @@ TEXT_KEYS = ("preset", "dataset", "victim", "suspect", "verifier", "device", "re
 NUMBER_KEYS = ("accuracy", "accuracy_drop", "agreement", "queries", "verify_seconds")
 # Of matplotlib's drawings: whether the usual page has any depends on the test that asked for it first.
 DRAWN = {"defs", "g", "path", "use", "clippath", "image", "style"}
-ROBUSTNESS = [None, {}, {PAYLOADS[0]: {"accuracy": 1, "undecided": 0}}, {"PGD": {"accuracy": 0.0, "undecided": 1}}]
+ROBUSTNESS = [
+    None,
+    {},
+    {PAYLOADS[0]: {"accuracy": 1, "undecided": 0}},
+    {"PGD": {"accuracy": 0.0, "undecided": 1}},
+    *({"PGD": {"accuracy": 0.5, "undecided": 0, "median_l2": norm}} for norm in (0.3, "far", None)),
+]
 LINES = [json.dumps(row) for row in example()]
 WHOLE = ("\n".join(LINES) + "\n").encode()
 

@@ -20,7 +20,7 @@ from torchvision import transforms
 from art_fingerprint.core.digests import array_digest
 from art_fingerprint.exceptions import DatasetError, InvalidInputError
 from art_fingerprint.zoo import cifar, image_sets, skin_lesions
-from art_fingerprint.zoo.dataset import halves, split_by_group
+from art_fingerprint.zoo.dataset import halves, split_by_class, split_by_group
 from art_fingerprint.zoo.datasets import DATASETS, Dataset, load_dataset
 from art_fingerprint.zoo.image_sets import IMAGE_SETS
 from art_fingerprint.zoo.lazy_images import LazyImages
@@ -209,14 +209,21 @@ def fitted(image: Image.Image, size: int = SIZE) -> np.ndarray:
     return fit(image).numpy()
 
 
-@pytest.mark.parametrize(("name", "lazy"), [("gtsrb", False), ("gtsrb", True), ("ham10000", False)])
+@pytest.mark.parametrize(
+    ("name", "lazy", "most"),
+    [
+        *(("gtsrb", False, None), ("gtsrb", True, None), ("gtsrb", True, 60), ("ham10000", False, None)),
+        *(("isic2018", False, None), ("bcn20000", False, 30)),
+    ],
+)
 def test_halves_have_no_sign_and_no_lesion_in_common(
-    name: str, lazy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, lazy: bool, most: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Frames of one sign are nearly one image: whoever was trained on the other half would have seen the victim's."""
     photo_sets.make(name, tmp_path, monkeypatch)
-    data = load(name, tmp_path, lazy=lazy)
+    data = load(name, tmp_path, lazy=lazy, max_samples=most, substitute="none")
     assert data.groups is not None
+    assert len(set(data.groups)) < len(data.groups)
     assert len(data.groups) == len(data.y_train)
     own, other = halves(data)
     assert own.groups is not None
@@ -232,6 +239,30 @@ def test_halves_have_no_sign_and_no_lesion_in_common(
         )
     with pytest.raises(InvalidInputError, match="all of one group, cannot be halved"):
         halves(replace(data, groups=np.repeat("one", len(data.y_train))))
+
+
+@pytest.mark.parametrize(("name", "lazy"), [("gtsrb", False), ("gtsrb", True)])
+def test_groups_are_those_of_the_files(name: str, lazy: bool, root: Path) -> None:
+    """Also where some are left out, and in the order in which the images are."""
+    data = load(name, root, lazy=True, max_samples=60)
+    tracks = [(path.parent.name, path.name.split("_")[0]) for path in files(data, "train")]
+    held = load(name, root, lazy=lazy, max_samples=60)
+    assert held.groups is not None
+    assert len(set(zip(tracks, held.groups, strict=True))) == len(set(tracks)) == len(set(held.groups))
+    own = halves(data)[0]
+    assert own.groups is not None
+    names = dict(zip(tracks, held.groups, strict=True))
+    assert [names[path.parent.name, path.name.split("_")[0]] for path in files(own, "train")] == own.groups.tolist()
+
+
+def test_sets_without_groups_are_halved_image_by_image() -> None:
+    data = load_dataset("digits")
+    assert data.groups is None
+    parts = split_by_class(data.y_train, (500, 500), 0, "halves", "digits")
+    for half, part in zip(halves(data), parts, strict=True):
+        assert half.groups is None
+        assert (half.x_train == data.x_train[part]).all()
+    assert replace(data, groups=np.arange(1000) // 2).digest == data.digest
 
 
 @pytest.mark.usefixtures("file_order")

@@ -296,7 +296,7 @@ def test_more_strips_than_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # ---------------------------------------------------------------------- how it was measured
 def test_models_of_several_kinds_are_all_counted() -> None:
-    kinds = {"Reference": 3, "Known": 2, "Negative": 2}
+    kinds = {"Known": 2, "Reference (other data)": 3, "Reference": 3, "Negative": 2}
     rows = [
         row
         for label, count in kinds.items()
@@ -304,7 +304,10 @@ def test_models_of_several_kinds_are_all_counted() -> None:
         for row in make_rows(label, seed, NEAR, "negative" if label == "Negative" else "reference")
     ]
     found = dict(measured.facts(rows, Provenance()).cells[1:])
-    assert (found["Reference models"], found["Negatives"]) == ("5: 2 Known, 3 Reference", "2")
+    assert (found["Reference models"], found["Negatives"]) == (
+        "8: 3 Reference, 3 Reference (other data), 2 Known",
+        "2",
+    )
 
 
 def test_facts_and_costs() -> None:

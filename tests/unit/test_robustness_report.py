@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,42 @@ def test_kinds_of_models_are_kept_apart_in_any_order() -> None:
     assert fgsm[3] == "0.050"
     known = [row for row in only if row["suspect"] != "Reference"]
     assert {p.label: p for p in tradeoff(known)}["RemovalNet(train)"] != wanted[1][2]
+
+
+def test_tables_do_not_depend_on_who_finished_first() -> None:
+    rows = [
+        *example(),
+        *with_rob(make_rows("RemovalNet(apart)", 0, FAR, accuracy=0.9), PGD=0.2, FGSM=0.3),
+        *with_rob(make_rows("RemovalNet(apart)", 1, NEAR, accuracy=0.91), PGD=0.25, FGSM=0.35),
+        *(row for step in (1000, 900) for row in with_rob(make_rows(f"FT@{step}", 0, NEAR), FGSM=0.6, PGD=0.4)),
+        *with_rob(make_rows("Negative (other data)", 0, NEAR, "negative"), FGSM=0.1, PGD=0.1),
+        *with_rob(make_rows("Known", 0, NEAR, "reference"), FGSM=0.1, PGD=0.1),
+        *with_rob(make_rows("Reference (other data)", 0, NEAR, "reference"), FGSM=0.1, PGD=0.1),
+    ]
+    four, points = table_four(rows), tradeoff(rows)
+    assert (four[0][2], [line[0] for line in four[1:]]) == ("Rob(RemovalNet(apart))", ["FGSM", "PGD"])
+    assert [point.label for point in points] == [
+        *("Victim", "FT(0.5)", "RemovalNet(train)", "RemovalNet(apart)", "FT@900", "FT@1000"),
+        *("Negative", "Negative (other data)"),
+    ]
+    for seed in range(5):
+        mixed = random.Random(seed).sample(rows, len(rows))
+        assert table_four(mixed) == four
+        assert tradeoff(mixed) == points
+        assert tradeoff_cells(tradeoff(mixed)) == tradeoff_cells(points)
+
+
+def test_independent_models_are_of_the_nearest_kind() -> None:
+    """The reference that a distance is gained towards: of the victim's data, else of other data, else a known one."""
+    far = {"Reference": 4.0, "Reference (other data)": 8.0, "Known": 16.0}
+    others = [row for row in example() if row["role"] != "reference"]
+    kinds = {label: make_rows(label, 0, {"LOD": lod}, "reference") for label, lod in far.items()}
+    for _ in range(len(far)):
+        rows = [*others, *(row for own in reversed(kinds.values()) for row in own)]
+        found = next(point for point in tradeoff(rows) if point.label == "RemovalNet(train)")
+        nearest = next(iter(kinds))
+        assert found.gained == {"DeepJudgeVerifier": pytest.approx(FAR["LOD"] / far[nearest])}
+        del kinds[nearest]
 
 
 def test_a_row_without_an_attack_is_missed_not_guessed() -> None:
