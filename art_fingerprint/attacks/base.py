@@ -69,6 +69,8 @@ class RemovalAttack(Attack):
     _estimator_requirements = (PyTorchClassifier,)
     #: Whether the attack reads its data through batches alone, so that it also works on an ART ``DataGenerator``.
     reads_streams = False
+    #: Whether the victim answers as its clients see it, through postprocessing defences; else its network is read.
+    asks_as_client = False
 
     def __init__(
         self,
@@ -167,7 +169,8 @@ class RemovalAttack(Attack):
             warnings.warn("The classifier's use_amp is ignored: attacks train in float32.", stacklevel=2)
         view = check_classifier(victim)
         meter = CostMeter(view.device)
-        with guarded(victim), forked_random_state(self.seed, type(self).__name__), meter:
+        recording = torch.inference_mode(False), torch.enable_grad()  # whatever the caller is in
+        with recording[0], recording[1], guarded(victim), forked_random_state(self.seed, type(self).__name__), meter:
             view.network.eval().requires_grad_(False)
             meter.watch("victim", view.network)
             if isinstance(x, DataGenerator):
@@ -175,6 +178,8 @@ class RemovalAttack(Attack):
                 data: SubstituteSet = StreamedSet(stream, view, self.batch_size, self.hflip, meter)
             else:
                 data = SubstituteSet(images, labels, view, self.batch_size, self.hflip, meter)
+            if self.asks_as_client:
+                data.ask_as_client(victim)
             network = clone_network(network_of(self._start())).to(view.device)
             self._check_data(data, network)
             meter.watch("surrogate", network)
@@ -213,6 +218,10 @@ class RemovalAttack(Attack):
         check_flag("labelled", labelled)
         self._check_params()
         return float(self._expected_queries(nb_samples, labelled) + self._expected_work(nb_samples))
+
+    def _own_queries(self, n: int) -> int:
+        """Return how many of :meth:`_expected_queries` are about other samples than those of the substitute set."""
+        return 0
 
     def _expected_queries(self, n: int, labelled: bool) -> int:
         """Return the victim queries. Default: for labels that training needs and nobody gives, once for each sample."""

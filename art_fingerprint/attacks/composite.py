@@ -143,8 +143,11 @@ class CompositeAttack(RemovalAttack):
             step._check_data(data, network)
 
     def _expected_queries(self, n: int, labelled: bool) -> int:
-        # All steps share one set of answers. Not foreseen: probabilities that are asked for after labels, once more.
-        return max(step._expected_queries(n, labelled) for step in self._steps())
+        # Steps share one set of answers about the substitute set. Not foreseen: probabilities that are asked for after
+        # labels, once more.
+        own = [step._own_queries(n) for step in self._steps()]
+        shared = [step._expected_queries(n, labelled) for step in self._steps()]
+        return sum(own) + max(whole - part for whole, part in zip(shared, own, strict=True))
 
     def _expected_work(self, n: int) -> float:
         return sum(step._expected_work(n) for step in self._steps())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +12,7 @@ from art.summary_writer import SummaryWriter
 from torch import nn
 
 from art_fingerprint.attacks.base import SubstituteSet, SurrogateCallback
-from art_fingerprint.attacks.supervised import Masks, SupervisedAttack
+from art_fingerprint.attacks.supervised import Masks, SupervisedAttack, check_editable
 from art_fingerprint.core.checks import check_choice, check_number
 from art_fingerprint.core.classifier import network_of
 from art_fingerprint.core.seeding import torch_generator
@@ -34,9 +35,15 @@ def last_parameters(network: nn.Module, ratio: float, unit: str = "tensor") -> l
     if count == 0:
         raise InvalidInputError(
             f"`ratio`={ratio} of {len(groups)} parameter {unit}s selects none; use at least "
-            f"{1 / max(len(groups), 1):.3g}."
+            f"{_least_share(len(groups))}."
         )
     return list(dict.fromkeys(parameter for group in groups[-count:] for parameter in group))  # tied ones once
+
+
+def _least_share(n: int) -> str:
+    """Return a short share of n that selects one of them."""
+    shares = (math.ceil(10**digits / max(n, 1)) / 10**digits for digits in (3, 6, 9))
+    return f"{next(share for share in shares if int(share * n) == 1 or n < 2):g}"
 
 
 def last_linear_layers(network: nn.Module, ratio: float) -> list[nn.Linear]:
@@ -50,7 +57,7 @@ def last_linear_layers(network: nn.Module, ratio: float) -> list[nn.Linear]:
     if ratio > 0 and count == 0:
         raise InvalidInputError(
             f"`retrain_ratio`={ratio} of {len(layers)} Linear layers selects none; use 0 for none, or at least "
-            f"{1 / max(len(layers), 1):.3g}."
+            f"{_least_share(len(layers))}."
         )
     return layers[len(layers) - count :]
 
@@ -62,6 +69,7 @@ def reinitialise(layers: Iterable[nn.Module], generator: torch.Generator) -> Non
     :param generator: On the host; the weights are the same on every device.
     """
     for layer in layers:
+        check_editable("weight", getattr(layer, "weight", None))
         for name, parameter in layer.named_parameters(recurse=False):
             fresh = torch.zeros(parameter.shape, dtype=parameter.dtype)
             if name == "weight":

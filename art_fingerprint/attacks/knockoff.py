@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -226,7 +226,10 @@ class KnockoffNetsAttack(StealingAttack):
     def _check_labels(self, y: object, n: int) -> np.ndarray:
         if self.sampling_strategy == "random":
             return super()._check_labels(y, n)
-        shape: tuple[int, ...] = getattr(y, "shape", ())
+        try:
+            shape: tuple[int, ...] = np.shape(cast(Any, y))
+        except ValueError:  # a ragged list, which the check names
+            shape = ()
         return check_labels(y, n, shape[1] if len(shape) == 2 and shape[1] > 1 else 2**31)
 
     def _nb_samples(self, n: int) -> int:
@@ -237,6 +240,10 @@ class KnockoffNetsAttack(StealingAttack):
 
     def _nb_pooled(self, n: int) -> int:
         return self._nb_samples(n)
+
+    def _own_queries(self, n: int) -> int:
+        whole = self.sampling_strategy == "random" and self.nb_stolen is None
+        return 0 if whole else self._expected_queries(n, False)
 
     def _expected_queries(self, n: int, labelled: bool) -> int:
         if self.sampling_strategy == "random":

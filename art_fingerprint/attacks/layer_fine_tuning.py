@@ -122,7 +122,8 @@ class LayerFineTuningAttack(SupervisedAttack):
     def _check_data(self, data: SubstituteSet, network: nn.Module) -> None:
         super()._check_data(data, network)
         name = self._last_layer(data, network)
-        width = network.get_parameter(f"{name}.weight").shape[0]
+        last: Any = network.get_submodule(name)
+        width = last.weight.shape[0]
         if width != self.estimator.nb_classes:
             raise InvalidInputError(
                 f"{name!r} is the last Linear layer or 1x1 convolution that the network reaches, but it has {width} "
@@ -152,5 +153,5 @@ class LayerFineTuningAttack(SupervisedAttack):
         super()._to_training_mode(network)
         if self.variant.endswith("LL"):
             for module in network.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if isinstance(module, nn.modules.batchnorm._NormBase):  # InstanceNorm's statistics, too
                     module.eval()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from art_fingerprint.attacks.base import SubstituteSet
-from art_fingerprint.attacks.supervised import prunable_weights
+from art_fingerprint.attacks.supervised import editable_weights
 from art_fingerprint.core.notices import warn_caller
 from art_fingerprint.core.training import Batch, Losses
 from art_fingerprint.exceptions import InvalidInputError
@@ -77,10 +77,10 @@ class AdaptiveTerms:
     def _match(self, network: nn.Module, victim: nn.Module) -> None:
         """Pair each filter with the victim's in its place: training starts there and has no reason to reorder them."""
         kinds = ("conv", "linear")
-        victims = prunable_weights(victim, kinds)
+        victims = editable_weights(victim, kinds)
         self._weights = {
             name: weight
-            for name, weight in prunable_weights(network, kinds).items()
+            for name, weight in editable_weights(network, kinds).items()
             if name in victims and victims[name].shape == weight.shape
         }
         if not self._weights:

@@ -16,11 +16,12 @@ from art_fingerprint.attacks import removalnet_terms as terms
 from art_fingerprint.attacks.base import SubstituteSet
 from art_fingerprint.attacks.removalnet_adaptive import AdaptiveTerms
 from art_fingerprint.core.checks import shown
-from art_fingerprint.core.classifier import LogitsNetwork
+from art_fingerprint.core.classifier import LogitsNetwork, Preprocessing, clip_bounds
 from art_fingerprint.core.cut import LayerCut
 from art_fingerprint.core.frozen_cut import FrozenCut
 from art_fingerprint.core.layers import resolve_layer
 from art_fingerprint.core.notices import warn_caller
+from art_fingerprint.core.outputs import OutputKind, detect_kind, to_logits
 from art_fingerprint.core.seeding import torch_generator
 from art_fingerprint.core.taps import tap
 from art_fingerprint.core.training import Batch, Losses
@@ -42,6 +43,14 @@ def check_start(surrogate: object, victim: PyTorchClassifier) -> None:
                 f"`surrogate` has {fact}={getattr(surrogate, fact)}, the victim {getattr(victim, fact)}; they must be "
                 "equal."
             )
+    low, high = clip_bounds(victim)
+    x = low + (high - low) * torch.rand(2, *victim.input_shape, generator=torch.Generator().manual_seed(0))
+    own, other = (Preprocessing(model)(x.to(victim.device)) for model in (victim, surrogate))
+    if own.shape != other.shape or not torch.allclose(own, other, rtol=1e-4, atol=1e-5):
+        raise InvalidInputError(
+            "`surrogate` prepares its inputs in another way than the victim, whose preprocessing every surrogate gets: "
+            "put its own into its network."
+        )
 
 
 class RemovalNetRun:
@@ -66,6 +75,8 @@ class RemovalNetRun:
         # A surrogate of another origin may answer in another form than the victim.
         self.view = LogitsNetwork(surrogate, data.victim.kind if attack.surrogate is None else attack.output)
         self.network = self.view.network
+        #: Some networks answer probabilities in evaluation mode alone: told from the first batch that is trained on.
+        self.kind_in_training: OutputKind = "logits" if self.view.kind == "logits" else "auto"
         self.generator = torch_generator(attack.seed, "RemovalNet", device=data.victim.device)
         sample = data.example(8)
         example = sample.x
@@ -131,6 +142,14 @@ class RemovalNetRun:
             z, output = cut.forward(x)
         return z.float(), self._view_of(cut).logits(output.float())
 
+    def _forward_in_training(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        with self._autocast():
+            z, output = self.cut.forward(x)
+        output = output.float()
+        if self.kind_in_training == "auto":
+            self.kind_in_training = detect_kind(output.detach())
+        return z.float(), to_logits(output) if self.kind_in_training == "probabilities" else output
+
     def _tail_for(self, cut: LayerCut, x: Tensor) -> Callable[[Tensor], Tensor]:
         """Return the tail for these inputs, z' to logits."""
         view = self._view_of(cut)
@@ -174,7 +193,7 @@ class RemovalNetRun:
         if attack.reference_double_pass:
             with torch.no_grad(), self._autocast():
                 tap(self.network, self.layer, batch.x)
-        z, logits = self._forward(self.cut, batch.x)
+        z, logits = self._forward_in_training(batch.x)
         found: Losses = {}
         if kl_target is not None:
             found["kl"] = attack.alpha * terms.temperature_kl(kl_target, logits, attack.temperature)

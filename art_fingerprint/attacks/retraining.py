@@ -160,8 +160,11 @@ class RetrainingAttack(StealingAttack):
                 "time; allow one of them, or set it to 1."
             )
 
+    def _own_queries(self, n: int) -> int:
+        return 0 if self.label_queries == 1 else n * self.label_queries
+
     def _expected_queries(self, n: int, labelled: bool) -> int:
-        return super()._expected_queries(n, labelled) if self.label_queries == 1 else n * self.label_queries
+        return self._own_queries(n) or super()._expected_queries(n, labelled)
 
     def _shift(self) -> int:
         return self.estimator.input_shape[1] // 8 if self.max_shift is None else self.max_shift

@@ -89,6 +89,8 @@ def fresh_classifier(
 class StealingAttack(RemovalAttack):
     """Base of the attacks that train a network with fresh weights on nothing but the victim's answers, with SGD.
 
+    The answers are those that clients see, with the victim's postprocessing defences; such a victim takes no stream.
+
     :ivar surrogate_factory: Makes the network; ``None``: the victim's architecture with fresh weights.
     :ivar learning_rate: SGD learning rate; multiplied once by ``1 + lr_jitter u``, u uniform on [0, 1) from the seed.
     :ivar lr_jitter: See there.
@@ -97,6 +99,7 @@ class StealingAttack(RemovalAttack):
     :ivar allow_degenerate: Accept a substitute set that the victim puts into one class.
     """
 
+    asks_as_client = True
     attack_params = [
         *RemovalAttack.attack_params,
         "surrogate_factory",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import torch
+from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
 from art_fingerprint.core.classifier import LogitsNetwork
 from art_fingerprint.core.cost import CostMeter
 from art_fingerprint.core.notices import warn_caller
-from art_fingerprint.core.outputs import nonfinite_rows
+from art_fingerprint.core.outputs import detect_kind, nonfinite_rows, to_logits
+from art_fingerprint.core.queries import Suspect, direct_view
 from art_fingerprint.core.streams import DataStream, StreamBatches
 from art_fingerprint.core.training import Batch, Batches, EpochBatches
 from art_fingerprint.exceptions import InvalidInputError, NonFiniteOutputError
@@ -45,6 +47,15 @@ class SubstituteSet:
         self.queries = 0
         self._rows: list[Tensor] = []
         self._logits: list[Tensor] = []
+        self._client: Suspect | None = None
+        self._shows_logits: bool | None = None
+
+    def ask_as_client(self, classifier: PyTorchClassifier) -> None:
+        """Answer from now on what the victim's clients see, postprocessing defences and all, where that is not what its
+        network says. Labels and probabilities become logits whose softmax they are.
+        """
+        if direct_view(classifier) is None:
+            self._client = Suspect(classifier, self.batch_size, nan_policy="mismatch")
 
     @property
     def x(self) -> Tensor:
@@ -130,8 +141,12 @@ class SubstituteSet:
         :raises NonFiniteOutputError: an answer is NaN or infinite.
         """
         self.queries += len(x)
-        answers = self.victim.predict(x, self.batch_size)
+        answers = self.victim.predict(x, self.batch_size) if self._client is None else self._client.rows(x)
         _check_answers(answers)
+        if self._client is not None:
+            if self._shows_logits is None:  # decided once, as for a suspect
+                self._shows_logits = detect_kind(answers) == "logits"
+            answers = answers if self._shows_logits else to_logits(answers)
         return answers
 
     def _fill_labels(self, hflip: bool) -> None:
@@ -209,6 +224,13 @@ class StreamedSet(SubstituteSet):
 
     def keep_logits(self) -> None:
         pass
+
+    def ask_as_client(self, classifier: PyTorchClassifier) -> None:
+        if direct_view(classifier) is None:
+            raise InvalidInputError(
+                "The victim's clients see something else than its network answers (postprocessing defences, or a "
+                "predict() of its own): pass `x` as an array, no DataGenerator."
+            )
 
     def batches(self, seed: int) -> EpochBatches:
         return StreamBatches(

@@ -16,6 +16,7 @@ from art_fingerprint.core.checks import check_flag, check_number
 from art_fingerprint.core.classifier import LogitsNetwork, network_of
 from art_fingerprint.core.seeding import numpy_generator
 from art_fingerprint.core.training import Batch, EpochBatches, Losses, fit, linear_l2
+from art_fingerprint.exceptions import InvalidInputError
 
 
 class SupervisedAttack(RemovalAttack):
@@ -164,9 +165,32 @@ def prunable_weights(network: nn.Module, kinds: Iterable[str]) -> dict[str, nn.P
     wanted = tuple(types[kind] for kind in kinds)
     found: dict[str, nn.Parameter] = {}
     for name, module in network.named_modules():
-        if isinstance(module, wanted) and not any(module.weight is w for w in found.values()):
+        # of a transposed convolution the first axis counts inputs, not filters
+        transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+        if isinstance(module, wanted) and not transposed and not any(module.weight is w for w in found.values()):
             found[f"{name}.weight" if name else "weight"] = cast(nn.Parameter, module.weight)
     return found
+
+
+def editable_weights(network: nn.Module, kinds: Iterable[str]) -> dict[str, nn.Parameter]:
+    """Return :func:`prunable_weights`, of which none is computed from other tensors: it would not keep what is written.
+
+    :raises InvalidInputError: a layer is re-parametrised.
+    """
+    found = prunable_weights(network, kinds)
+    for name, weight in found.items():
+        check_editable(name, weight)
+    return found
+
+
+def check_editable(name: str, weight: object) -> None:
+    """Raise unless a weight is a parameter."""
+    if not isinstance(weight, nn.Parameter):
+        raise InvalidInputError(
+            f"{name!r} is computed from other tensors (weight_norm, spectral_norm), so writing to it changes nothing: "
+            "make it a weight of its own first, with torch.nn.utils.parametrize.remove_parametrizations(layer, "
+            "'weight') or torch.nn.utils.remove_weight_norm(layer)."
+        )
 
 
 class Masks:
@@ -179,7 +203,8 @@ class Masks:
     def of_zeros(cls, network: nn.Module) -> Masks:
         """Return masks that keep what is exactly zero in Conv and Linear weights now."""
         weights = prunable_weights(network, ("conv", "linear")).values()
-        return cls((weight, weight.detach() != 0) for weight in weights if bool((weight == 0).any()))
+        own = [weight for weight in weights if isinstance(weight, nn.Parameter)]
+        return cls((weight, weight.detach() != 0) for weight in own if bool((weight == 0).any()))
 
     @torch.no_grad()
     def apply(self) -> None:

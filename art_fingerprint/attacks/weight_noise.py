@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from art_fingerprint.attacks.base import SubstituteSet, SurrogateCallback
 from art_fingerprint.attacks.soft_tuning import SoftTuningAttack
-from art_fingerprint.attacks.supervised import prunable_weights
+from art_fingerprint.attacks.supervised import editable_weights
 from art_fingerprint.core.checks import check_choice, check_number
 from art_fingerprint.core.classifier import network_of
 from art_fingerprint.core.seeding import torch_generator
@@ -114,14 +114,14 @@ class WeightNoiseAttack(SoftTuningAttack):
     def _check_data(self, data: SubstituteSet, network: nn.Module) -> None:
         if self._trains():
             super()._check_data(data, network)
-        if not prunable_weights(network, ("conv", "linear")):
+        if not editable_weights(network, ("conv", "linear")):
             raise InvalidInputError("The network has no convolution and no Linear layer whose weights could be noised.")
 
     def _trains(self) -> bool:
         return self._nb_steps(range(1)) > 0
 
     def _derive(self, surrogate: PyTorchClassifier, data: SubstituteSet) -> dict[str, Any]:
-        weights = prunable_weights(network_of(surrogate), ("conv", "linear"))
+        weights = editable_weights(network_of(surrogate), ("conv", "linear"))
         generator = torch_generator(self.seed, type(self).__name__, "noise")
         with torch.no_grad():
             for weight in weights.values():

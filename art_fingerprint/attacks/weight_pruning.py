@@ -12,7 +12,7 @@ from art.summary_writer import SummaryWriter
 from torch import Tensor, nn
 
 from art_fingerprint.attacks.base import SubstituteSet, SurrogateCallback
-from art_fingerprint.attacks.supervised import Masks, SupervisedAttack, prunable_weights
+from art_fingerprint.attacks.supervised import Masks, SupervisedAttack, editable_weights
 from art_fingerprint.core.checks import check_choice, check_number, check_sequence
 from art_fingerprint.core.classifier import network_of
 from art_fingerprint.exceptions import InvalidInputError
@@ -165,8 +165,8 @@ class WeightPruningAttack(SupervisedAttack):
     def _weights(self, network: nn.Module) -> dict[str, nn.Parameter]:
         kinds = self.modules
         if kinds is None:
-            kinds = ("conv",) if len(prunable_weights(network, ("conv",))) > 1 else _KINDS
-        weights = prunable_weights(network, kinds)
+            kinds = ("conv",) if len(editable_weights(network, ("conv",))) > 1 else _KINDS
+        weights = editable_weights(network, kinds)
         if not weights:
             raise InvalidInputError(f"The network has no {' or '.join(kinds)} layer to prune; set `modules`.")
         return weights

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from art_fingerprint.attacks.base import SubstituteSet, SurrogateCallback
 from art_fingerprint.attacks.soft_tuning import SoftTuningAttack
-from art_fingerprint.attacks.supervised import prunable_weights
+from art_fingerprint.attacks.supervised import editable_weights
 from art_fingerprint.core.checks import check_number
 from art_fingerprint.core.classifier import network_of
 from art_fingerprint.core.seeding import torch_generator
@@ -111,11 +111,11 @@ class WeightShiftingAttack(SoftTuningAttack):
 
     def _check_data(self, data: SubstituteSet, network: nn.Module) -> None:
         super()._check_data(data, network)
-        if not prunable_weights(network, ("conv",)):
+        if not editable_weights(network, ("conv",)):
             raise InvalidInputError("The network has no convolution whose filters could be shifted.")
 
     def _derive(self, surrogate: PyTorchClassifier, data: SubstituteSet) -> dict[str, Any]:
-        weights = prunable_weights(network_of(surrogate), ("conv",))
+        weights = editable_weights(network_of(surrogate), ("conv",))
         generator = torch_generator(self.seed, type(self).__name__, "noise")
         with torch.no_grad():
             for weight in weights.values():

@@ -70,7 +70,11 @@ class CostMeter:
         self.seconds = time.perf_counter() - self._started - self._idle
 
     def watch(self, role: str, network: nn.Module) -> None:
-        """Count the passes of a network until the block ends, as those of ``"surrogate"`` or ``"victim"``."""
+        """Count the passes of a network until the block ends, as those of ``"surrogate"`` or ``"victim"``.
+
+        It gets a copy of its input meanwhile, to which it may write: one batch is shown to both networks.
+        """
+        self._handles.append(network.register_forward_pre_hook(lambda _, inputs: (inputs[0].clone(), *inputs[1:])))
         self._listen(role, network, "")
 
     def watch_cut(self, role: str, cut: LayerCut, example: Tensor) -> None:

@@ -104,7 +104,7 @@ class Suspect:
         self._log = AnswerLog(repeats)
         self._recorded: list[Tensor] | None = [] if record else None
         self._nb_hard: int | None = 0  # answers so far if all of them showed labels only, else None
-        self._view = _direct_view(classifier)
+        self._view = direct_view(classifier)
         self._evaluating = False
         self.device = torch.device("cpu") if self._view is None else self._view.device
         if not classifier.input_shape or not self.nb_classes or self.nb_classes < 2:
@@ -362,7 +362,7 @@ class Suspect:
         self.queries += n
 
 
-def _direct_view(classifier: Any) -> LogitsNetwork | None:
+def direct_view(classifier: Any) -> LogitsNetwork | None:
     """Return a view of a classifier whose ``predict`` shows what its network answers, ``None`` for any other."""
     own = getattr(classifier.predict, "__func__", None) is not PyTorchClassifier.predict
     if not isinstance(classifier, PyTorchClassifier) or own or classifier.postprocessing_defences:
