@@ -198,12 +198,13 @@ def _summary(kind: type) -> str:
 
 def _bench(arguments: argparse.Namespace) -> int:
     from art_fingerprint import cli_bench
+    from art_fingerprint.benchmark.store import is_done
 
     bench = cli_bench.run(arguments)
     if bench is None:
         return OK
     _report(arguments.out)  # of all rows in the folder; those of experiments may have failed, too
-    return OK if all(row["status"] != "failed" for row in bench.rows()) else SOME_FAILED
+    return OK if all(map(is_done, bench.rows())) else SOME_FAILED
 
 
 def _report(folder: Path, published: str | None = None) -> int:

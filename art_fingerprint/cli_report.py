@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from art_fingerprint.benchmark.store import PLAN, ROWS, read_rows
+from art_fingerprint.benchmark.store import PLAN, ROWS, is_done, read_rows
 from art_fingerprint.core.files import write_whole
 from art_fingerprint.exceptions import FingerprintError, InvalidInputError
 from art_fingerprint.experiments.exhibits import by_experiment, exhibits
@@ -85,7 +85,7 @@ def write_report(folder: Path, published: str | None = None) -> bool:
         print(line)
     print(f"\nReport: {folder / 'report.html'}")
     everything = [*own_rows, *(row for found in inner.values() for rows in found.values() for row in rows)]
-    return all(row["status"] != "failed" for row in everything)
+    return all(map(is_done, everything))
 
 
 def _twins(groups: Groups, published: str | None) -> dict[str, Counterpart | None]:

@@ -169,8 +169,13 @@ class RemovalAttack(Attack):
             warnings.warn("The classifier's use_amp is ignored: attacks train in float32.", stacklevel=2)
         view = check_classifier(victim)
         meter = CostMeter(view.device)
-        recording = torch.inference_mode(False), torch.enable_grad()  # whatever the caller is in
-        with recording[0], recording[1], guarded(victim), forked_random_state(self.seed, type(self).__name__), meter:
+        with (
+            torch.inference_mode(False),  # whatever the caller is in
+            torch.enable_grad(),
+            guarded(victim),
+            forked_random_state(self.seed, type(self).__name__),
+            meter,
+        ):
             view.network.eval().requires_grad_(False)
             meter.watch("victim", view.network)
             if isinstance(x, DataGenerator):

@@ -136,19 +136,23 @@ class RemovalNetRun:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.victim.device.type, torch.bfloat16, enabled=self.attack.autocast == "bf16")
 
-    def _forward(self, cut: LayerCut, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return latent and logits of one pass, in float32 whatever the pass is run in."""
+    def _pass(self, cut: LayerCut, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return latent and output of one pass, in float32 whatever the pass is run in."""
         with self._autocast():
             z, output = cut.forward(x)
-        return z.float(), self._view_of(cut).logits(output.float())
+        return z.float(), output.float()
+
+    def _forward(self, cut: LayerCut, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return latent and logits of one pass in evaluation mode."""
+        z, output = self._pass(cut, x)
+        return z, self._view_of(cut).logits(output)
 
     def _forward_in_training(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        with self._autocast():
-            z, output = self.cut.forward(x)
-        output = output.float()
+        """Return latent and logits of the surrogate's pass in training mode."""
+        z, output = self._pass(self.cut, x)
         if self.kind_in_training == "auto":
             self.kind_in_training = detect_kind(output.detach())
-        return z.float(), to_logits(output) if self.kind_in_training == "probabilities" else output
+        return z, to_logits(output) if self.kind_in_training == "probabilities" else output
 
     def _tail_for(self, cut: LayerCut, x: Tensor) -> Callable[[Tensor], Tensor]:
         """Return the tail for these inputs, z' to logits."""

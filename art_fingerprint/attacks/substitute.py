@@ -9,7 +9,7 @@ from torch import Tensor
 from art_fingerprint.core.classifier import LogitsNetwork
 from art_fingerprint.core.cost import CostMeter
 from art_fingerprint.core.notices import warn_caller
-from art_fingerprint.core.outputs import detect_kind, nonfinite_rows, to_logits
+from art_fingerprint.core.outputs import OutputKind, detect_kind, nonfinite_rows, to_logits
 from art_fingerprint.core.queries import Suspect, direct_view
 from art_fingerprint.core.streams import DataStream, StreamBatches
 from art_fingerprint.core.training import Batch, Batches, EpochBatches
@@ -48,7 +48,7 @@ class SubstituteSet:
         self._rows: list[Tensor] = []
         self._logits: list[Tensor] = []
         self._client: Suspect | None = None
-        self._shows_logits: bool | None = None
+        self._client_kind: OutputKind | None = None
 
     def ask_as_client(self, classifier: PyTorchClassifier) -> None:
         """Answer from now on what the victim's clients see, postprocessing defences and all, where that is not what its
@@ -141,13 +141,16 @@ class SubstituteSet:
         :raises NonFiniteOutputError: an answer is NaN or infinite.
         """
         self.queries += len(x)
-        answers = self.victim.predict(x, self.batch_size) if self._client is None else self._client.rows(x)
-        _check_answers(answers)
         if self._client is not None:
-            if self._shows_logits is None:  # decided once, as for a suspect
-                self._shows_logits = detect_kind(answers) == "logits"
-            answers = answers if self._shows_logits else to_logits(answers)
+            return self._as_client(self._client.rows(x))
+        answers = self.victim.predict(x, self.batch_size)
+        _check_answers(answers)
         return answers
+
+    def _as_client(self, rows: Tensor) -> Tensor:
+        _check_answers(rows)
+        self._client_kind = self._client_kind or detect_kind(rows)  # decided once, as for a suspect
+        return to_logits(rows) if self._client_kind == "probabilities" else rows
 
     def _fill_labels(self, hflip: bool) -> None:
         for mirrored in range(len(self._rows), 1 + hflip):

@@ -72,12 +72,8 @@ class Independents:
         self._device_type = device_type
         facts = (own.nb_classes, own.input_shape[0])
         make = load_architecture(preset.independent_architecture or preset.architecture, *facts)
-        if preset.independent_architecture:  # else the victim's, which has been checked
-            with forked_random_state(0):
-                check_architecture(make, own.nb_classes)
-        # the victim's own network is in the digest of every model
-        start = _described(make) if preset.independent_architecture else architecture_name(make)
-        self._start = start
+        # the victim's own network has been checked, and is in the digest of every model
+        start = _described(make, own.nb_classes) if preset.independent_architecture else architecture_name(make)
         same = (make, start, own)
         apart = (make, start, own if other is None else other)
         counts = preset.negatives or {}
@@ -100,7 +96,7 @@ class Independents:
         if preset.other_architecture is not None and counts.get("other-architecture", 0):
             label = NEGATIVES["other-architecture"]
             foreign = load_architecture(preset.other_architecture, *facts)
-            start = self._checked(foreign, own)
+            start = _described(foreign, own.nb_classes, own.input_shape)
             self._groups[label] = self._group("negative", label, counts["other-architecture"], foreign, start, own)
 
     def _group(
@@ -108,12 +104,6 @@ class Independents:
     ) -> _Group:
         seed = functools.partial(derive_seed, self._preset.victim_seed, "independent", label)
         return _Group(role, _count(count), make, start, data, seed)
-
-    def _checked(self, make: Callable[[], nn.Module], data: Dataset) -> list[str]:
-        """Return what stands for another network in digests, or refuse one that does not fit the data."""
-        with forked_random_state(0):
-            check_architecture(make, data.nb_classes, data.input_shape)
-        return _described(make)
 
     def suspects(self) -> list[Suspect]:
         """Return all of them: references, known models, negatives."""
@@ -173,14 +163,17 @@ class Independents:
         if preset.held_out_noise and kind.extraction_data == "held-out":
             facts["held_out_noise"] = dict(preset.held_out_noise)
         if preset.independent_architecture is not None:
-            facts["references_start"] = self._start
+            facts["references_start"] = self._groups[REFERENCE].start
         return facts
 
 
-def _described(make: Callable[[], nn.Module]) -> list[str]:
-    """Return what stands for a network in digests: its name alone would not change with its definition."""
+def _described(make: Callable[[], nn.Module], nb_classes: int, input_shape: tuple[int, ...] | None = None) -> list[str]:
+    """Return what stands for a network in digests, whose name alone would not change with its definition.
+
+    :raises InvalidInputError: as :func:`.check_architecture`.
+    """
     with forked_random_state(0):
-        return [architecture_name(make), str(make())]
+        return [architecture_name(make), str(check_architecture(make, nb_classes, input_shape))]
 
 
 def _count(number: int) -> tuple[int, ...]:

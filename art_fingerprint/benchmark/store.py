@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def cell_key(**facts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def is_done(row: dict[str, Any]) -> bool:
+def is_done(row: Mapping[str, Any]) -> bool:
     """Tell whether a row's cell is not to be tried again."""
     return bool(row["status"] != "failed")
 

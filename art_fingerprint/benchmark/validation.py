@@ -128,15 +128,15 @@ def check_calibration(given: Mapping[str, Any], nb_references: int) -> None:
 
 def check_architecture(
     make: Callable[[], nn.Module], nb_classes: int, input_shape: tuple[int, ...] | None = None
-) -> None:
-    """Refuse what makes no network, or none for images of this shape, if one is given."""
+) -> nn.Module:
+    """Return the network that is made, or refuse what makes none, or none for images of this shape, if one is given."""
     network = make()
     if not isinstance(network, nn.Module):
         raise InvalidInputError(f"`architecture` makes a {type(network).__name__}; an nn.Module is needed.")
     if nb_classes < 2:
         raise InvalidInputError(f"The data set has {nb_classes} classes; two or more are needed.")
     if input_shape is None:
-        return
+        return network
     try:
         with evaluating(network), torch.no_grad():
             shape = tuple(network(torch.zeros(2, *input_shape)).shape)
@@ -146,6 +146,7 @@ def check_architecture(
         raise InvalidInputError(
             f"`other_architecture` answers two images with {shape}; {(2, nb_classes)} logits are needed."
         )
+    return network
 
 
 def _check_layer(layer: object, classifier: PyTorchClassifier) -> None:

@@ -98,7 +98,7 @@ class Workbench:
         for label, setting in resolved.items():
             if "surrogate_factory" in setting.params:
                 with saying(f"victim {self.preset.name!r}, attack {label!r}"):
-                    self._untrained(setting)
+                    self._own_network(setting)
 
     @functools.cached_property
     def store(self) -> Store:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from art_fingerprint.benchmark.runner import Bench
+from art_fingerprint.benchmark.store import is_done
 from art_fingerprint.core.files import write_whole
 from art_fingerprint.core.taps import near_names
 from art_fingerprint.exceptions import InvalidInputError, MissingDependencyError
@@ -81,7 +82,7 @@ def run_experiment(
     warnings = warnings_of(rows)
     missing = () if EXPERIMENTS[name] is tables.TABLE1 else failures(rows)  # that table says it itself
     paths = _write(findings, Path(folder), f"{name}-{preset.name}", warnings, missing)
-    return paths, all(row["status"] != "failed" for row in rows)
+    return paths, all(map(is_done, rows))
 
 
 def _write(

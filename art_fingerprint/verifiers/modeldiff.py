@@ -15,8 +15,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from art_fingerprint.core.checks import check_choice, check_flag, check_number, check_suspect
-from art_fingerprint.core.classifier import LogitsNetwork, clip_bounds, guarded, network_of
-from art_fingerprint.core.digests import array_digest, network_digest
+from art_fingerprint.core.classifier import LogitsNetwork, clip_bounds, guarded
+from art_fingerprint.core.digests import array_digest
 from art_fingerprint.core.notices import warn_caller
 from art_fingerprint.core.outputs import OutputKind, nonfinite_rows, to_probabilities
 from art_fingerprint.core.perturbation import UNITS, unit_length
@@ -45,6 +45,7 @@ from art_fingerprint.verifiers.modeldiff_probes import (
     pgd_partners,
     search_probes,
 )
+from art_fingerprint.verifiers.references import model_digest
 
 logger = logging.getLogger(__name__)
 
@@ -343,8 +344,7 @@ class ModelDiffVerifier(Verifier):
         models = [ask_victim]
         partner = self._partner
         if partner is not None:
-            if isinstance(partner.classifier, PyTorchClassifier):
-                facts["joint"] = network_digest(network_of(partner.classifier))
+            facts["joint"] = model_digest(partner.classifier)
 
             def ask_suspect(x: Tensor) -> Tensor:
                 logits = partner.logits(x)

@@ -25,7 +25,7 @@ def reference_digests(models: Sequence[Any], victim: str) -> dict[str, str]:
     """
     digests: dict[str, str] = {}
     for index, model in enumerate(models):
-        full = _digest(model)
+        full = model_digest(model)
         if full is None:
             continue
         if full == victim:
@@ -35,7 +35,7 @@ def reference_digests(models: Sequence[Any], victim: str) -> dict[str, str]:
                 f"Reference model {index} has the weights of one before it; references must be trained independently "
                 "of each other."
             )
-        digests[full] = str(_digest(model, first_weights_digest))
+        digests[full] = str(model_digest(model, first_weights_digest))
     return digests
 
 
@@ -44,8 +44,8 @@ def is_reference(suspect: Any, calibration: Calibration) -> bool:
     return (
         bool(calibration.digests)
         # tells most models apart before all weights are read
-        and _digest(suspect, first_weights_digest) in calibration.digests.values()
-        and _digest(suspect) in calibration.digests
+        and model_digest(suspect, first_weights_digest) in calibration.digests.values()
+        and model_digest(suspect) in calibration.digests
     )
 
 
@@ -112,7 +112,8 @@ def calibration_of(
     return calibration(own, spaces, dict(digests), softened)
 
 
-def _digest(model: Any, digest_of: Callable[[nn.Module], str] = network_digest) -> str | None:
+def model_digest(model: Any, digest_of: Callable[[nn.Module], str] = network_digest) -> str | None:
+    """Return the digest of a model's network, ``None`` if it shows none."""
     if not isinstance(model, PyTorchClassifier):
         return None
     try:

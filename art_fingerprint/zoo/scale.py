@@ -121,7 +121,7 @@ def at_scale(preset: Preset, scale: str) -> Preset:
         attacks={label: _attack(setting) for label, setting in preset.attacks.items()},
         verifiers={name: _verifier(name, params) for name, params in preset.verifiers.items()},
         nb_references=min(preset.nb_references, _references(preset.calibration)),
-        nb_negatives=min(preset.nb_negatives or 0, 1) if preset.nb_negatives is not None else by_seeds,
+        nb_negatives=by_seeds if preset.nb_negatives is None else min(preset.nb_negatives, 1),
         negatives=None if preset.negatives is None else {kind: min(n, 1) for kind, n in preset.negatives.items()},
         nb_other_data_references=min(preset.nb_other_data_references, _references(preset.calibration)),
         nb_known=min(preset.nb_known, 1),
