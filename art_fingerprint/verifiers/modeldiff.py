@@ -18,7 +18,7 @@ from art_fingerprint.core.checks import check_choice, check_flag, check_number, 
 from art_fingerprint.core.classifier import LogitsNetwork, clip_bounds, guarded
 from art_fingerprint.core.digests import array_digest
 from art_fingerprint.core.notices import warn_caller
-from art_fingerprint.core.outputs import OutputKind, nonfinite_rows, to_probabilities
+from art_fingerprint.core.outputs import OutputKind, nonfinite_rows
 from art_fingerprint.core.perturbation import UNITS, unit_length
 from art_fingerprint.core.queries import NanPolicy, Suspect, same_space
 from art_fingerprint.core.seeding import torch_generator
@@ -33,10 +33,11 @@ from art_fingerprint.verifiers.base import Access, Metric, Verifier
 from art_fingerprint.verifiers.fingerprint import Fingerprint, warn_if_few
 from art_fingerprint.verifiers.modeldiff_metrics import (
     ZERO_DISTANCE,
+    both_distances,
     ddm_distance,
     ddv_similarity,
-    decision_distance_matrix,
     decision_distances,
+    in_space,
 )
 from art_fingerprint.verifiers.modeldiff_probes import (
     CLASS_WEIGHTS,
@@ -250,7 +251,7 @@ class ModelDiffVerifier(Verifier):
             raise type(error)(f"The victim, asked as a suspect, failed on seeds or partners: {error}") from error
         facts["outputs"] = client.kind
         space = "probabilities" if self.space == "probabilities" else client.kind
-        ddv = decision_distances(_in_space(seed_outputs, space), _in_space(partner_outputs, space))
+        ddv = decision_distances(in_space(seed_outputs, space), in_space(partner_outputs, space))
         if float(ddv.max()) <= ZERO_DISTANCE:
             warnings.warn(
                 "No pair moves the victim's output, so DDV is undefined: raise `radius` or `max_iter`.",
@@ -281,7 +282,7 @@ class ModelDiffVerifier(Verifier):
             space = "probabilities"
         self._compared(space, "DDV")
         ddv_f, matrix_f = self._victims_distances(fingerprint, space)
-        ddv_g, matrix_g = _distances(_in_space(outputs, space))
+        ddv_g, matrix_g = both_distances(in_space(outputs, space))
         similarity = ddv_similarity(ddv_f, ddv_g)
         if math.isnan(similarity):
             warn_caller("No pair moves the output of the victim or of the suspect: DDV is undefined.")
@@ -290,7 +291,7 @@ class ModelDiffVerifier(Verifier):
     def _victims_distances(self, fingerprint: Fingerprint, space: str) -> tuple[Tensor, Tensor]:
         if self._victim is None or self._victim[:2] != (fingerprint, space):
             outputs = torch.cat(fingerprint.tensors("seed_outputs", "partner_outputs"))
-            self._victim = (fingerprint, space, *_distances(_in_space(outputs, space)))
+            self._victim = (fingerprint, space, *both_distances(in_space(outputs, space)))
         return self._victim[2:]
 
     # ------------------------------------------------------------------ generators
@@ -339,7 +340,7 @@ class ModelDiffVerifier(Verifier):
 
         def ask_victim(x: Tensor) -> Tensor:
             logits = victim.predict(x, self.batch_size)
-            return _in_space(logits, victim.kind)
+            return in_space(logits, victim.kind)
 
         models = [ask_victim]
         partner = self._partner
@@ -349,7 +350,7 @@ class ModelDiffVerifier(Verifier):
             def ask_suspect(x: Tensor) -> Tensor:
                 logits = partner.logits(x)
                 facts["joint"] = facts["joint"] or array_digest(logits.numpy())
-                return _in_space(logits, partner.kind)
+                return in_space(logits, partner.kind)
 
             models.append(ask_suspect)
         low, high = clip_bounds(self._estimator) if self.search_clip else (-math.inf, math.inf)  # type: ignore[arg-type]
@@ -388,15 +389,6 @@ class ModelDiffVerifier(Verifier):
         check_number("search_iterations", self.search_iterations, 0, integer=True)
         check_choice("search_departure", self.search_departure, ("mutated", "seeds"))
         check_flag("search_clip", self.search_clip)
-
-
-def _in_space(logits: Tensor, space: str) -> Tensor:
-    return to_probabilities(logits) if space == "probabilities" else logits.double()
-
-
-def _distances(outputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the decision distance vector and matrix of answers to seeds and their partners."""
-    return decision_distances(*outputs.chunk(2)), decision_distance_matrix(outputs)
 
 
 def _finite(outputs: Tensor, what: str) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from art_fingerprint.core.outputs import to_probabilities
 from art_fingerprint.exceptions import InvalidInputError
 
 # Cosine distances below this are the rounding of float32 outputs (relative 2^-23, squared, with room), not a change.
@@ -75,6 +76,16 @@ def ddm_distance(matrix_f: Tensor, matrix_g: Tensor) -> float:
     if length_f == 0 or length_g == 0:
         return math.nan
     return float((f / length_f - g / length_g).square_().sum()) / 4
+
+
+def in_space(logits: Tensor, space: str) -> Tensor:
+    """Return logits ``(n, K)`` as float64, or their probabilities where that is the space."""
+    return to_probabilities(logits) if space == "probabilities" else logits.double()
+
+
+def both_distances(outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the decision distance vector and matrix of answers to seeds and, behind them, their partners."""
+    return decision_distances(*outputs.chunk(2)), decision_distance_matrix(outputs)
 
 
 def population_minmax(values: Sequence[float] | np.ndarray, *, invert: bool = False) -> np.ndarray:
