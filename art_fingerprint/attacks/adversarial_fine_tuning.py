@@ -20,7 +20,7 @@ from art_fingerprint.attacks.base import SubstituteSet, SurrogateCallback
 from art_fingerprint.attacks.soft_tuning import SoftTuningAttack
 from art_fingerprint.attacks.supervised import Masks
 from art_fingerprint.core.checks import check_number, check_sequence
-from art_fingerprint.core.classifier import LogitsNetwork, network_of
+from art_fingerprint.core.classifier import LogitsNetwork, evaluating, network_of
 from art_fingerprint.core.seeding import derive_seed, torch_generator
 from art_fingerprint.core.training import Batch, Batches, nb_batches
 from art_fingerprint.exceptions import InvalidInputError
@@ -122,7 +122,7 @@ class AdversarialFineTuningAttack(SoftTuningAttack):
 
     Cost of an epoch: the whole set and the examples forward and backward; for each example ``max_iter_attack`` + 2
     forward passes and ``max_iter_attack`` backward to the input. Once: one victim query for each sample (two with
-    flips).
+    flips), and a batch forward.
 
     :param classifier: The victim. Where its defences run in NumPy, gradients pass them as if they were the identity.
     :param eps: Radius of the examples, or several radii, > 0, in units of x (8/255 is for images in [0, 1]). Examples
@@ -217,7 +217,8 @@ class AdversarialFineTuningAttack(SoftTuningAttack):
     def _expected_work(self, n: int) -> float:
         epoch = nb_batches(self._nb_pooled(n), self.batch_size)
         begun = math.ceil(self._nb_steps(range(epoch)) / epoch)
-        return super()._expected_work(n) + begun * self._nb_examples(n) * (2 * self.max_iter_attack + 2)
+        examples = begun * self._nb_examples(n) * (2 * self.max_iter_attack + 2)
+        return super()._expected_work(n) + examples + min(self.batch_size, n)
 
     def _check_data(self, data: SubstituteSet, network: nn.Module) -> None:
         super()._check_data(data, network)
@@ -246,10 +247,13 @@ class AdversarialFineTuningAttack(SoftTuningAttack):
 
     def _attacks(self, surrogate: PyTorchClassifier, data: SubstituteSet) -> list[ProjectedGradientDescentPyTorch]:
         device = data.victim.device
+        view = LogitsNetwork(surrogate)
+        with evaluating(view.network), torch.no_grad():
+            view.logits(view.network(data.example(data.batch_size).x))  # what it answers is seen once, on clean samples
         with torch.cuda.device(device if device.type == "cuda" else -1):
             # Logits and cross-entropy, whatever the model returns and the classifier's loss is.
             target = PyTorchClassifier(
-                model=StraightThrough(LogitsNetwork(surrogate, data.victim.kind)),
+                model=StraightThrough(view),
                 loss=nn.CrossEntropyLoss(),
                 input_shape=tuple(surrogate.input_shape),
                 nb_classes=surrogate.nb_classes,

@@ -28,9 +28,9 @@ class CompositeAttack(RemovalAttack):
     this attack: ``batch_size``, ``hflip``, ``callback``, ``callback_interval``, ``summary_writer``, ``verbose``, and a
     seed derived from ``seed`` (the first takes ``seed`` itself, so that a row of one is that attack).
 
-    The victim stays the victim throughout: it labels the data, once for all attacks, and it is what distillation keeps
-    close to and RemovalNet keeps away from. To make each surrogate the victim of the next attack, call them one by one:
-    ``B(A(victim).generate(x)).generate(x)``.
+    The victim stays the victim throughout: it is asked about the data once for all attacks, and it is what distillation
+    keeps close to and RemovalNet keeps away from. To make each surrogate the victim of the next attack, call them one
+    by one: ``B(A(victim).generate(x)).generate(x)``.
 
     ``surrogate_info["steps"]`` holds the attacks' own reports; ``victim_queries`` and ``cost`` are those of the row,
     ``losses`` those of its last attack.
@@ -38,7 +38,7 @@ class CompositeAttack(RemovalAttack):
     Shape: ``generate(x, y)`` with x ``(n, C, H, W)`` float32 in ``clip_values``, y indices, one-hot, or ``None`` for
     the victim's labels.
 
-    Cost: the sum of the attacks', but for the victim's labels, which are asked for once.
+    Cost: the sum of the attacks', but for the victim's answers about the data, which are asked for once.
 
     :param classifier: The victim.
     :param attacks: Attack objects, or pairs of a class name and a mapping of its constructor's parameters (default
@@ -143,8 +143,7 @@ class CompositeAttack(RemovalAttack):
             step._check_data(data, network)
 
     def _expected_queries(self, n: int, labelled: bool) -> int:
-        # Steps share one set of answers about the substitute set. Not foreseen: probabilities that are asked for after
-        # labels, once more.
+        # Steps share one set of answers about the substitute set.
         own = [step._own_queries(n) for step in self._steps()]
         shared = [step._expected_queries(n, labelled) for step in self._steps()]
         return sum(own) + max(whole - part for whole, part in zip(shared, own, strict=True))

@@ -17,7 +17,7 @@ from art_fingerprint.attacks.stealing import SurrogateFactory, check_factory, fr
 from art_fingerprint.attacks.supervised import SupervisedAttack
 from art_fingerprint.core.checks import check_choice, check_flag, check_number, check_sequence
 from art_fingerprint.core.classifier import evaluating, network_of
-from art_fingerprint.core.layers import LayerTrace, recorded, resolve_layer, stages
+from art_fingerprint.core.layers import LayerTrace, levels, recorded, resolve_layer, stages
 from art_fingerprint.core.seeding import forked_random_state
 from art_fingerprint.core.training import Losses
 from art_fingerprint.exceptions import InvalidInputError
@@ -31,12 +31,13 @@ def distillation_layers(network: nn.Module, example: Tensor) -> list[str]:
 
     :raises InvalidInputError: no stage returns one tensor; name layers then.
     """
-    names = dict(network.named_modules())
-    if "features.denseblock4" in names:
-        return ["features.denseblock3", "features.denseblock4"]
-    for blocks, token_model in (("blocks", "norm_pre"), ("encoder.layers", "encoder.ln")):
-        if blocks in names and token_model in names:
-            return [blocks]
+    for prefix, inner in levels(network):
+        names = dict(inner.named_modules())
+        if "features.denseblock4" in names:
+            return [f"{prefix}features.denseblock3", f"{prefix}features.denseblock4"]
+        for blocks, token_model in (("blocks", "norm_pre"), ("encoder.layers", "encoder.ln")):
+            if blocks in names and token_model in names:
+                return [prefix + blocks]
     with recorded(network, stages(network)) as traces:
         output = network(example)
     outputs = {name: trace.single_tensor for name, trace in traces.items()}

@@ -285,8 +285,6 @@ class KnockoffNetsAttack(StealingAttack):
             )
 
     def _check_pool(self, pool: SubstituteSet) -> None:
-        if self.use_probability:
-            pool.keep_logits()
         pool.check_classes(self.estimator.nb_classes, self.allow_degenerate)
 
     def targets(self, answers: Tensor) -> Tensor:

@@ -131,7 +131,6 @@ class LogitDistillationAttack(StealingAttack):
 
     def _check_data(self, data: SubstituteSet, network: nn.Module) -> None:
         super()._check_data(data, network)
-        data.keep_logits()
         data.check_classes(self.estimator.nb_classes, self.allow_degenerate)
 
     def _derive(self, surrogate: PyTorchClassifier, data: SubstituteSet) -> dict[str, Any]:

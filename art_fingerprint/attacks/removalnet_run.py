@@ -19,7 +19,7 @@ from art_fingerprint.core.checks import shown
 from art_fingerprint.core.classifier import LogitsNetwork, Preprocessing, clip_bounds
 from art_fingerprint.core.cut import LayerCut
 from art_fingerprint.core.frozen_cut import FrozenCut
-from art_fingerprint.core.layers import resolve_layer
+from art_fingerprint.core.layers import levels, resolve_layer
 from art_fingerprint.core.notices import warn_caller
 from art_fingerprint.core.outputs import OutputKind, detect_kind, to_logits
 from art_fingerprint.core.seeding import torch_generator
@@ -116,7 +116,8 @@ class RemovalNetRun:
                 f"{self.layer!r} is {tuple(z.shape)}."
             )
         # timm's token models say how many there are: register tokens beside the class token, or none of both.
-        self.skip = int(getattr(self.network, "num_prefix_tokens", 1)) if attack.shuffle_skip_prefix else 0
+        told = (getattr(inner, "num_prefix_tokens", None) for _, inner in levels(self.network))
+        self.skip = int(next((n for n in told if n is not None), 1)) if attack.shuffle_skip_prefix else 0
         self.nb_channels = z.shape[attack.shuffle_dim] - self.skip
         self.shuffle_size = terms.shuffle_size(attack.shuffle_ratio, self.nb_channels)
         if attack.beta and attack.shuffle_ratio and self.shuffle_size <= 1:

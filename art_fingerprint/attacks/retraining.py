@@ -143,7 +143,6 @@ class RetrainingAttack(StealingAttack):
     def _check_data(self, data: SubstituteSet, network: nn.Module) -> None:
         super()._check_data(data, network)
         if self.label_queries == 1:
-            data.keep_logits()
             data.check_classes(self.estimator.nb_classes, self.allow_degenerate)
             return
         data.needs_array("label_queries")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
@@ -45,7 +47,10 @@ class SubstituteSet:
         self.hflip = hflip
         self.cost = CostMeter() if cost is None else cost
         self.queries = 0
-        self._rows: list[Tensor] = []
+        # About the samples and their mirror images: what the victim said, on the host, where it is small beside them,
+        # and what was asked for of it so far, on the device.
+        self._answers: list[Tensor] = []
+        self._labels: list[Tensor] = []
         self._logits: list[Tensor] = []
         self._client: Suspect | None = None
         self._client_kind: OutputKind | None = None
@@ -95,35 +100,26 @@ class SubstituteSet:
 
     def victim_labels_of(self, batch: Batch) -> Tensor:
         """Return the victim's labels of a batch ``(B,)``. Cost: that of :meth:`victim_labels`, once."""
-        self._fill_labels(self.hflip)
-        return _picked(self._rows, batch)
+        return _picked(self._label_rows(self.hflip), batch)
 
     def victim_logits_of(self, batch: Batch) -> Tensor:
         """Return the victim's logits of a batch ``(B, K)``. Cost: that of :meth:`victim_logits`, once."""
-        self._fill_logits(self.hflip)
-        return _picked(self._logits, batch)
-
-    def keep_logits(self) -> None:
-        """Ask for logits before anyone asks for labels, so that one answer serves for both. A stream keeps nothing."""
-        self._fill_logits(self.hflip)
+        return _picked(self._logit_rows(self.hflip), batch)
 
     # ------------------------------------------------------------------ tables
     def victim_labels(self, hflip: bool) -> Tensor:
         """Return the victim's labels ``(1, n)``, or ``(2, n)`` with those of the mirrored samples, on its device.
 
-        Computed once and kept. Cost: one forward sample for each entry.
+        Cost: one query for each entry about which nothing was asked before, labels or logits.
         """
-        self._fill_labels(hflip)
-        return torch.stack(self._rows[: 1 + hflip])
+        return torch.stack(self._label_rows(hflip))
 
     def victim_logits(self, hflip: bool) -> Tensor:
         """Return the victim's logits ``(1, n, K)``, or ``(2, n, K)`` with those of the mirrored samples.
 
-        Computed once and kept on the victim's device; asked for before :meth:`victim_labels`, they serve for both.
-        Cost: one forward sample for each entry.
+        Cost: that of :meth:`victim_labels`.
         """
-        self._fill_logits(hflip)
-        return torch.stack(self._logits[: 1 + hflip])
+        return torch.stack(self._logit_rows(hflip))
 
     def victim_probabilities(self, hflip: bool) -> Tensor:
         """Return the softmax of :meth:`victim_logits`."""
@@ -152,19 +148,19 @@ class SubstituteSet:
         self._client_kind = self._client_kind or detect_kind(rows)  # decided once, as for a suspect
         return to_logits(rows) if self._client_kind == "probabilities" else rows
 
-    def _fill_labels(self, hflip: bool) -> None:
-        for mirrored in range(len(self._rows), 1 + hflip):
-            self._rows.append(self._answers(mirrored).argmax(1).to(self.victim.device))
+    def _label_rows(self, hflip: bool) -> list[Tensor]:
+        return self._rows(self._labels, hflip, lambda answers: answers.argmax(1))
 
-    def _fill_logits(self, hflip: bool) -> None:
-        for mirrored in range(len(self._logits), 1 + hflip):
-            found = self._answers(mirrored).to(self.victim.device)
-            self._logits.append(found)
-            if len(self._rows) == mirrored:
-                self._rows.append(found.argmax(1))
+    def _logit_rows(self, hflip: bool) -> list[Tensor]:
+        return self._rows(self._logits, hflip, lambda answers: answers)
 
-    def _answers(self, mirrored: int) -> Tensor:
-        return self.ask(self.x.flip(-1) if mirrored else self.x)
+    def _rows(self, kept: list[Tensor], hflip: bool, read: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """Return what ``read`` makes of the answers, on the device: of the samples, and of their mirror images."""
+        for mirrored in range(len(self._answers), 1 + hflip):
+            self._answers.append(self.ask(self.x.flip(-1) if mirrored else self.x))
+        for answers in self._answers[len(kept) : 1 + hflip]:
+            kept.append(read(answers).to(self.victim.device))
+        return kept[: 1 + hflip]
 
     # ------------------------------------------------------------------ checks
     def check_classes(self, nb_classes: int, allow_degenerate: bool, labels: Tensor | None = None) -> None:
@@ -224,9 +220,6 @@ class StreamedSet(SubstituteSet):
             f"`{parameter}` needs the whole substitute set at once: pass `x` as an array, no DataGenerator, or leave "
             f"`{parameter}` at its default."
         )
-
-    def keep_logits(self) -> None:
-        pass
 
     def ask_as_client(self, classifier: PyTorchClassifier) -> None:
         if direct_view(classifier) is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
@@ -74,7 +74,7 @@ class CostMeter:
 
         It gets a copy of its input meanwhile, to which it may write: one batch is shown to both networks.
         """
-        self._handles.append(network.register_forward_pre_hook(lambda _, inputs: (inputs[0].clone(), *inputs[1:])))
+        self._handles.append(network.register_forward_pre_hook(_Ear(lambda inputs: (inputs[0].clone(), *inputs[1:]))))
         self._listen(role, network, "")
 
     def watch_cut(self, role: str, cut: LayerCut, example: Tensor) -> None:
@@ -106,17 +106,17 @@ class CostMeter:
     def _listen(self, role: str, module: nn.Module, part: str) -> None:
         weights = list(module.parameters())
 
-        def enter(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def enter(inputs: tuple[Tensor, ...]) -> None:
             self.add(role, part + "forward", len(inputs[0]))
 
-        def leave(_module: nn.Module, _inputs: object, output: object) -> None:
+        def leave(_inputs: object, output: object) -> None:
             if isinstance(output, Tensor) and output.requires_grad:
                 samples = len(output)
                 trained = part == "" and any(weight.requires_grad for weight in weights)
                 kind = part + ("backward" if trained or part else "input_backward")
                 output.register_hook(lambda _gradient: self.add(role, kind, samples))
 
-        self._handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+        self._handles += [module.register_forward_pre_hook(_Ear(enter)), module.register_forward_hook(_Ear(leave))]
 
     def account(self) -> dict[str, Any]:
         """Return the account as JSON values: one table for each network, the sum of their ``forward_equivalents``,
@@ -150,6 +150,26 @@ class CostMeter:
             return None, None
         unit = 1 if sys.platform == "darwin" else 1024
         return "process", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class _Ear:
+    """A hook that copies of its network do not take along, be they made by ``copy`` or ``pickle``: theirs does nothing.
+
+    :param hear: Called with what the hook gets, but for the module.
+    """
+
+    def __init__(self, hear: Callable[..., Any]) -> None:
+        self._hear = hear
+
+    def __call__(self, _module: nn.Module, *passed: Any) -> Any:
+        return self._hear(*passed)
+
+    def __reduce__(self) -> tuple[type[_Ear], tuple[Callable[..., None]]]:
+        return _Ear, (_hear_nothing,)
+
+
+def _hear_nothing(*_passed: object) -> None:
+    pass
 
 
 def cost_so_far() -> dict[str, Any] | None:

@@ -65,13 +65,36 @@ def recorded(network: nn.Module, layers: list[str]) -> Iterator[dict[str, LayerT
             handle.remove()
 
 
+def levels(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Walk from a network into what it wraps (to normalise its input, say), with the prefix of that one's layer names.
+
+    A network wraps another one if that is its only child with parameters.
+    """
+    prefix = ""
+    while True:
+        yield prefix, network
+        children = _children(network)
+        if len(children) != 1:
+            return
+        ((name, network),) = children.items()
+        prefix += f"{name}."
+
+
 def stages(network: nn.Module) -> list[str]:
     """Return the names of the network's stage outputs, in order of execution.
 
     Known are the VGG, ResNet, DenseNet, Inception and ViT families of timm and torchvision;
     for other timm models their ``feature_info``, and for any other network its direct children that have parameters. A
-    network that only wraps another one (to normalise its input, say) has the stages of the other one.
+    network that only wraps another one (see :func:`levels`) has the stages of the other one.
     """
+    for prefix, inner in levels(network):
+        known = _known_stages(inner)
+        if known:
+            return [prefix + name for name in known]
+    return [prefix + name for name in _children(inner)] or ([prefix[:-1]] if prefix else [])
+
+
+def _known_stages(network: nn.Module) -> list[str]:
     modules = dict(network.named_modules())
     features = modules.get("features")
     if isinstance(features, nn.Sequential):
@@ -91,14 +114,13 @@ def stages(network: nn.Module) -> list[str]:
         named = [str(entry["module"]) for entry in info] if info is not None else []
     except (TypeError, KeyError):
         named = []
-    if named and all(name in modules for name in named):
-        return named
-    # A child may be known under another name only: a module has one name, the first.
-    children = {n: m for n, m in network.named_children() if n in modules and any(True for _ in m.parameters())}
-    if len(children) == 1:
-        ((name, child),) = children.items()
-        return [f"{name}.{inner}" for inner in stages(child)] or [name]
-    return list(children)
+    return named if all(name in modules for name in named) else []
+
+
+def _children(network: nn.Module) -> dict[str, nn.Module]:
+    """Return the direct children that have parameters, by name."""
+    known = dict(network.named_modules())  # a child may be there under another name only: a module has one, the first
+    return {n: m for n, m in network.named_children() if n in known and any(True for _ in m.parameters())}
 
 
 @torch.no_grad()

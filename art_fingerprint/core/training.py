@@ -229,12 +229,16 @@ def fit(
 
 
 def linear_l2(network: nn.Module) -> Tensor:
-    """Return 0.5 * sum of squared weights and biases of all Linear layers (RemovalNet's code adds 0.01 times this)."""
+    """Return 0.5 * sum of squared weights and biases of all Linear layers (RemovalNet's code adds 0.01 times this).
+
+    Of a re-parametrised layer (``weight_norm``) that is the weight it multiplies with, not what that is computed from.
+    """
     squares = [
-        parameter.square().sum()
+        tensor.square().sum()
         for module in network.modules()
         if isinstance(module, nn.Linear)
-        for parameter in module.parameters(recurse=False)
+        for tensor in (module.weight, module.bias)
+        if tensor is not None
     ]
     return 0.5 * torch.stack(squares).sum() if squares else next(network.parameters()).new_zeros(())
 

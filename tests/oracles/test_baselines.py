@@ -302,6 +302,11 @@ def test_linear_l2_counts_weights_and_biases() -> None:
         linear.bias.fill_(3.0)
     assert linear_l2(nn.Sequential(nn.Conv2d(1, 1, 1), linear)).item() == 7.0
     assert linear_l2(nn.Conv2d(1, 1, 1)).item() == 0.0
+    normed = nn.utils.parametrizations.weight_norm(linear)  # computed from a norm and a direction, [sqrt 5] and [1, 2]
+    assert linear_l2(normed).item() == pytest.approx(7.0)
+    linear_l2(normed).backward()
+    norm = normed.parametrizations.weight.original0
+    assert norm.grad.item() == pytest.approx(norm.item()) == pytest.approx(5**0.5)
 
 
 @pytest.mark.parametrize(
@@ -319,6 +324,8 @@ def test_distilled_layers(name: str, size: int, layers: list[str]) -> None:
     with weightless(name):
         network = timm.create_model(name, **options).eval()
         assert distillation_layers(network, torch.zeros(2, 3, size, size)) == layers
+        wrapped = nn.Sequential(nn.Sequential(nn.BatchNorm2d(3, affine=False), network)).eval()
+        assert distillation_layers(wrapped, torch.zeros(2, 3, size, size)) == [f"0.1.{layer}" for layer in layers]
 
 
 def test_the_classifier_is_no_distilled_stage() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -115,6 +117,20 @@ def test_a_softmax_that_training_leaves_out_makes_no_difference(in_training: boo
     assert (soft.predict(X).argmax(1) == Y).mean() > 0.8
 
 
+def test_what_a_thief_answers_is_its_own() -> None:
+    """A victim that answers probabilities says nothing about the network that was trained on them before."""
+    thief = {"surrogate_factory": lambda: tiny_classifier(seed=1).model, "nb_epochs": 20}
+    tuned = {"eps": 0.2, "eps_step": 0.2, "max_iter_attack": 1, "nb_epochs": 2, "learning_rate": 0.05}
+    row = [("RetrainingAttack", thief), ("AdversarialFineTuningAttack", tuned)]
+    found = []
+    for victim in (wrapped(network().eval()), wrapped(Soft(network(), True).eval())):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # probabilities
+            found.append(CompositeAttack(victim, row, batch_size=20, hflip=False).generate(X))
+    for plain, other in zip(*map(weights, found), strict=True):
+        assert torch.allclose(plain, other, atol=1e-4)
+
+
 # ---------------------------------------------------------------------- a start of another kind
 def test_a_start_that_prepares_its_inputs_otherwise_is_refused() -> None:
     victim = tiny_classifier()
@@ -217,3 +233,19 @@ def test_rows_foresee_questions_of_their_own(first: Any, queries: int) -> None:
     row = CompositeAttack(victim, [made, WeightQuantizationAttack(victim, batch_size=20)])
     found = row.generate(X).surrogate_info
     assert found["victim_queries"] == row._expected_queries(len(X), False)
+
+
+# ---------------------------------------------------------------------- copies that a callback keeps
+@pytest.mark.parametrize("kept", [copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))])
+def test_copies_made_in_a_callback_count_nothing(kept: Callable[[nn.Module], nn.Module]) -> None:
+    copies: list[nn.Module] = []
+
+    def keep(step: int, surrogate: PyTorchClassifier, _losses: Any) -> None:
+        copies.append(kept(surrogate.model))
+
+    attack = RemovalNetAttack(tiny_classifier(), layer="block2", callback=keep, **{**SHORT, "max_iter": 2})
+    surrogate = attack.generate(X)
+    before = copy.deepcopy(surrogate.surrogate_info)
+    assert torch.equal(copies[-1].eval()(torch.from_numpy(X)), surrogate.model(torch.from_numpy(X)))
+    assert surrogate.surrogate_info == before
+    pickle.dumps(copies[-1])

@@ -115,6 +115,15 @@ def test_victim_labels_the_data_of_all_attacks_once(images: np.ndarray, monkeypa
     assert info["cost"]["victim"]["forward"] == 80
 
 
+def test_labels_probabilities_and_mirror_images_are_one_question(images: np.ndarray) -> None:
+    row = [("DistillationAttack", {"hflip": False, **SHORT}), ("WeightShiftingAttack", {"hflip": True, **SHORT})]
+    attack = CompositeAttack(several_classes(images), row, batch_size=16)
+    cost = attack.generate(images).surrogate_info["cost"]
+    assert cost["victim_queries"] == 80
+    passes = cost["forward_equivalents"]
+    assert passes == pytest.approx(attack.expected_passes(len(images), labelled=False), abs=10)
+
+
 def test_queries_of_all_attacks_are_added(images: np.ndarray) -> None:
     row = [("RetrainingAttack", {"label_queries": 2, **SHORT}), ("FineTuningAttack", {"hflip": False, **SHORT})]
     info = CompositeAttack(several_classes(images), row, batch_size=16).generate(images).surrogate_info

@@ -391,3 +391,8 @@ def test_prefix_tokens_of_timm_stay_in_their_places(
         assert len(moved) == 3 * 6  # J + 1 in each iteration
         reached = torch.stack(moved).any(0)
         assert reached.tolist() == [False] * still + [True] * (axis - still)
+    moved.clear()
+    wrapped = wrap(nn.Sequential(nn.BatchNorm2d(1, affine=False), victim.model).eval())
+    options = {**attack.params(), "layer": "1.blocks.0", "shuffle_dim": 1, "shuffle_skip_prefix": True}
+    RemovalNetAttack(wrapped, **options).generate(images)
+    assert torch.stack(moved).any(0).tolist() == [False] * prefix + [True] * (tokens - prefix)
