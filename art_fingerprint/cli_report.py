@@ -48,20 +48,21 @@ def write_report(folder: Path, published: str | None = None) -> bool:
     :raises InvalidInputError: no rows, or a data set that the paper does not have.
     :raises OSError: a file cannot be written.
     """
-    groups, inner = by_experiment(tables.by_preset(read_rows(folder)))
+    found = tables.by_preset(read_rows(folder))
+    groups, inner = by_experiment({preset: tables.ordered(rows) for preset, rows in found.items()})
     twins = _twins({**{base: next(iter(found.values())) for base, found in inner.items()}, **groups}, published)
     sheets: dict[str, dict[str, Sheet]] = {}  # table, preset
     figures = {}
     for preset, rows in groups.items():
         table = tables.table_one(rows)
-        found = {"table": tables.sheet(table), "verifiers": verifier_sheet(rows), "verdicts": verdict_sheet(rows)}
-        found |= {"attacks": attack_sheet(rows), "heat-map": heat_map_sheet(rows)}
+        own = {"table": tables.sheet(table), "verifiers": verifier_sheet(rows), "verdicts": verdict_sheet(rows)}
+        own |= {"attacks": attack_sheet(rows), "heat-map": heat_map_sheet(rows)}
         robust, figure = _robustness(rows)
-        found |= robust
+        own |= robust
         twin = twins.get(preset)
         if twin is not None:
-            found["published"] = beside_published(table, twin.table)
-        for name, sheet in found.items():
+            own["published"] = beside_published(table, twin.table)
+        for name, sheet in own.items():
             warned = () if name == "table" else tables.warnings_of(rows)
             sheets.setdefault(name, {})[preset] = replace(sheet, notes=(*warned, *sheet.notes))
         if figure is not None:
@@ -73,10 +74,10 @@ def write_report(folder: Path, published: str | None = None) -> bool:
         for form in _FORMS.get(name, ("md", "csv", "tex")):
             write_whole(folder / f"{name}.{form}", render(by_preset, form, named=several).encode())
     for number, preset in enumerate(groups, 1):
-        own = f"-{number}-{re.sub('[^A-Za-z0-9.-]+', '_', preset)}" if several else ""
+        suffix = f"-{number}-{re.sub('[^A-Za-z0-9.-]+', '_', preset)}" if several else ""
         for name in ("tradeoff", "heat-map"):
             if (name, preset) in figures:
-                write_whole(folder / f"{name}{own}.png", figures[name, preset])
+                write_whole(folder / f"{name}{suffix}.png", figures[name, preset])
     shown = {base: exhibits(folder, base, found, groups.get(base, ())) for base, found in inner.items()}
     own_rows = [row for rows in groups.values() for row in rows]
     page = report(own_rows, shown, _provenance(folder), twins)

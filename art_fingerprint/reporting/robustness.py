@@ -12,7 +12,7 @@ from art_fingerprint.evaluation.removal import distance_gained
 from art_fingerprint.exceptions import InvalidInputError
 from art_fingerprint.reporting.layout import mean_std, short
 from art_fingerprint.reporting.published import published_robustness
-from art_fingerprint.reporting.tables import COLUMNS, label_place, rows_of_one_preset
+from art_fingerprint.reporting.tables import ordered, rows_of_one_preset
 from art_fingerprint.zoo.preset import NEGATIVES
 
 Row = Mapping[str, Any]
@@ -21,21 +21,10 @@ ROLES = ("victim", "surrogate", "negative")
 _MISSING = "The rows have no robust accuracy: they are from an earlier version; run the bench anew in another folder."
 
 
-def _ordered(rows: Iterable[Row]) -> list[Row]:
-    """Return the newest rows by label, seed and verifier, the paper's first: workers finish in any order."""
-    metrics = [name for name, _, _ in COLUMNS]
-
-    def place(row: Row) -> tuple[object, ...]:
-        verifier = min((metrics.index(name) for name in row["metrics"] if name in metrics), default=len(metrics))
-        return label_place(row["suspect"]), row["seed"], verifier, row["verifier"]
-
-    return sorted(rows_of_one_preset(rows), key=place)
-
-
 def _models(rows: Iterable[Row]) -> list[Row]:
     """Return one row for each suspect and seed of the newest rows, those that could be made."""
     first: dict[tuple[str, int], Row] = {}
-    for row in _ordered(rows):
+    for row in ordered(rows_of_one_preset(rows)):
         if row["accuracy"] is not None:
             first.setdefault((row["suspect"], row["seed"]), row)
     return list(first.values())
@@ -130,7 +119,7 @@ def tradeoff(rows: Iterable[Row], attack: str = "PGD") -> list[Point]:
     :param attack: The evasion attack behind the robust accuracy.
     :raises InvalidInputError: rows without this robust accuracy, without the victim or without reference models.
     """
-    kept = _ordered(rows)
+    kept = ordered(rows_of_one_preset(rows))
     known = {name for row in kept for name in row.get("robustness") or {}}
     if attack not in known:
         raise InvalidInputError(_MISSING if not known else f"The rows have {', '.join(sorted(known))}, not {attack!r}.")

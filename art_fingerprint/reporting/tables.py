@@ -140,6 +140,20 @@ def label_place(label: str) -> tuple[int, str, str]:
     return known.index(label) if label in known else len(known), by_size, label
 
 
+def ordered(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return rows by label, seed and verifier, the paper's first: workers finish in any order."""
+    given, columns = list(rows), [name for name, _, _ in COLUMNS]
+    first: dict[str, int] = {}  # column of each verifier; a row without a result names no metric
+    for row in given:
+        found = [columns.index(name) for name in row["metrics"] if name in columns]
+        first[row["verifier"]] = min(found + [first.get(row["verifier"], len(columns))])
+
+    def place(row: Mapping[str, Any]) -> tuple[object, ...]:
+        return label_place(row["suspect"]), row["seed"], first[row["verifier"]], row["verifier"]
+
+    return sorted(given, key=place)
+
+
 def table_one(rows: Iterable[Mapping[str, Any]]) -> Table:
     """Build the table from the rows of one preset.
 

@@ -24,6 +24,7 @@ from art_fingerprint.verifiers import ModelDiffVerifier
 from art_fingerprint.verifiers.base import Verifier
 from art_fingerprint.zoo import presets
 from tests.tiny_preset import tiny
+from tests.unit.test_reporting import FAR, NEAR, example, failed, make_rows
 
 FILES = (
     *("table.md", "table.csv", "table.tex", "report.html", "robustness.md", "robustness.csv"),
@@ -278,6 +279,21 @@ def write_rows(folder: Path, rows: list[dict[str, Any]]) -> None:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def test_report_is_the_same_whichever_worker_finished_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [*example(), *failed(make_rows("WP(0.5)", 0, FAR)[::-1], "full"), *make_rows("FT(0.8)", 0, NEAR)]
+    found = []
+    for given in (rows, rows[::-1], rows[5::2] + rows[:5] + rows[6::2]):
+        write_rows(tmp_path, given)
+        assert cli.main(["report", str(tmp_path)]) == 3
+        files = {path.name: path.read_bytes() for path in sorted(tmp_path.iterdir())}
+        found.append({name: text for name, text in files.items() if name not in ("rows.jsonl", "report.html")})
+    assert found[0] == found[1] == found[2]
+    assert {"table.md", "verifiers.csv", "verdicts.tex", "attacks.md", "heat-map.png"} <= set(found[0])
+    capsys.readouterr()
+    labels = [line.split(",")[0] for line in found[0]["table.csv"].decode().splitlines()]
+    assert labels[1:-1] == ["FT(0.5)", "FT(0.8)", "WP(0.5)", "RemovalNet", "Negative"]
+
+
 def test_published_numbers_of_a_named_data_set(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["report", str(folder), "--published", "cifar-10"]) == 0
     lines = capsys.readouterr().out.rstrip("\n").split("\n")
@@ -353,7 +369,7 @@ def test_skipped_cells_are_named_and_no_failure(folder: Path, capsys: pytest.Cap
     out = capsys.readouterr().out
     assert "skipped: FT(0.5) (seed 0), ZestVerifier: other architecture" in out
     assert "1 derived, 1 not, 1 skipped" in out
-    assert "| FT(0.5) | derived | 1/1 | 1 skipped |" in (folder / "verdicts.md").read_text()
+    assert "| FT(0.5) | derived | 1 skipped | 1/1 |" in (folder / "verdicts.md").read_text()
     write_rows(folder, [{**row, "status": "skipped"} | empty for row in rows])
     assert cli.main(["report", str(folder)]) == 0
 
