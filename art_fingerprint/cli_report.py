@@ -61,7 +61,7 @@ def write_report(folder: Path, published: str | None = None) -> bool:
         own |= robust
         twin = twins.get(preset)
         if twin is not None:
-            own["published"] = beside_published(table, twin.table)
+            own["published"] = beside_published(table, twin.table, twin.same)
         for name, sheet in own.items():
             warned = () if name == "table" else tables.warnings_of(rows)
             sheets.setdefault(name, {})[preset] = replace(sheet, notes=(*warned, *sheet.notes))

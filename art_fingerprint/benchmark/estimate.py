@@ -11,6 +11,7 @@ from art_fingerprint.benchmark.tasks import Task
 from art_fingerprint.benchmark.workbench import Workbench
 from art_fingerprint.exceptions import InvalidInputError
 from art_fingerprint.zoo.recipes import Recipe
+from art_fingerprint.zoo.substitutes import nb_selected
 
 # Forward-equivalents of a sample that is trained on: one pass forward, one backward that counts twice.
 _TRAINED = 3
@@ -109,9 +110,9 @@ def _attacked(bench: Workbench, suspect: Suspect) -> float:
     preset, data = bench.preset, bench.data
     setting = preset.attacks[suspect.label]
     size = len(data.x_apart if setting.source == "apart" else data.x_train)
-    share = share_of_source(data, setting.source, preset.subset_ratio, setting.ratio)
+    share = share_of_source(setting.source, preset.subset_ratio, setting.ratio)
     attack = bench.attack(setting, bench.untrained, suspect.seed)
-    passes = attack.expected_passes(size if share is None else int(share * size), setting.true_labels)
+    passes = attack.expected_passes(size if share is None else nb_selected(size, share), setting.true_labels)
     return passes / max(len(bench.checkpoints(setting, suspect.seed)), 1)  # one run makes them all
 
 

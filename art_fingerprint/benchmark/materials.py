@@ -87,28 +87,16 @@ def substitute_data(
     :param ratio: See :class:`.AttackSetting`.
     """
     x, y = (data.x_apart, data.y_apart) if source == "apart" else (data.x_train, data.y_train)
-    share = share_of_source(data, source, subset_ratio, ratio)
+    share = share_of_source(source, subset_ratio, ratio)
     if share is None:
         return x, y
     chosen = select_substitute(labels_in_chunks(victim, x), share, seed=seed)
     return x.take(chosen) if isinstance(x, LazyImages) else x[chosen], y[chosen]
 
 
-def share_of_source(data: Dataset, source: str, subset_ratio: float, ratio: float | None) -> float | None:
-    """Return which share of a source the attacker holds, ``None`` for all of it.
-
-    :raises InvalidInputError: data held apart is asked for more images than it has.
-    """
-    if source == "subset":
-        return subset_ratio if ratio is None else ratio
-    if ratio is None or source == "train":
-        return None
-    share = ratio * len(data.x_train) / max(len(data.x_apart), 1)
-    if share > 1:
-        raise InvalidInputError(
-            f"`ratio`={ratio} of {len(data.x_train)} training images is more than the {len(data.x_apart)} held apart."
-        )
-    return share
+def share_of_source(source: str, subset_ratio: float, ratio: float | None) -> float | None:
+    """Return which share of a source the attacker holds, ``None`` for all of it."""
+    return subset_ratio if source == "subset" and ratio is None else ratio
 
 
 def robustness_of(model: PyTorchClassifier, data: Dataset, preset: Preset) -> dict[str, Any]:

@@ -161,6 +161,8 @@ class Workbench:
         facts: dict[str, Any] = {"setting": {**described, "params": plain(setting.params)}}
         if setting.source == "subset" and setting.ratio is None:
             facts["subset_ratio"] = self.preset.subset_ratio
+        if setting.source == "apart" and setting.ratio is not None:  # was a share of the training set once
+            facts["samples"] = int(setting.ratio * len(self.data.x_apart))
         if "surrogate_factory" in setting.params:
             facts["network"] = self._own_network(setting)
         return cell_key(victim=self.victim_key, seed=seed, **facts)

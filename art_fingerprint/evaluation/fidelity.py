@@ -31,12 +31,21 @@ def accuracy_drop(victim_accuracy: float, suspect_accuracy: float) -> float:
 def agreement(victim: Any, suspect: Any, x: np.ndarray) -> float:
     """Return the share of samples on which two classifiers predict one label, in [0, 1]. Cost: n forwards of each."""
     images = check_images(x, tuple(victim.input_shape))
-    return float((predicted_labels(victim, images) == predicted_labels(suspect, images)).mean())
+    own, other = (predicted_labels(classifier, images) for classifier in (victim, suspect))
+    return float(((own == other) & (own >= 0)).mean())
 
 
 def predicted_labels(classifier: Any, images: np.ndarray) -> np.ndarray:
-    """Return the predicted classes ``(n,)``; the classifier's train/eval mode is as before. Cost: n forward samples."""
-    labels: np.ndarray = scores(classifier, images).argmax(1)
+    """Return the predicted classes ``(n,)``, -1 where an answer is NaN or infinite. Cost: n forward samples.
+
+    The classifier's train/eval mode is as before.
+    """
+    return labels_in(scores(classifier, images))
+
+
+def labels_in(answers: np.ndarray) -> np.ndarray:
+    """Return the classes of the greatest scores of ``(n, K)``, -1 for a row that is NaN or infinite: no label."""
+    labels: np.ndarray = np.where(np.isfinite(answers).all(1), answers.argmax(1), -1)
     return labels
 
 

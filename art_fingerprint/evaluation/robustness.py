@@ -16,7 +16,7 @@ from art.estimators.classification import PyTorchClassifier
 from art_fingerprint.core.adversarial import ArtFactory, Evasion, adversarial_examples, describe, evasion
 from art_fingerprint.core.checks import check_images, check_labels
 from art_fingerprint.core.outputs import OutputKind
-from art_fingerprint.evaluation.fidelity import scores
+from art_fingerprint.evaluation.fidelity import labels_in, scores
 from art_fingerprint.exceptions import InvalidInputError
 
 Attack: TypeAlias = str | Evasion | EvasionAttack | ArtFactory
@@ -165,11 +165,11 @@ def _measured(
     labels = check_labels(y, len(images), int(classifier.nb_classes))
     clean, answers = (scores(classifier, data, batch_size=batch_size) for data in (images, examples))
     ordered = np.sort(answers, axis=1)
-    tied = ordered[:, -1] - ordered[:, -2] <= _TIE * np.abs(answers).max(1)
+    tied = ~(ordered[:, -1] - ordered[:, -2] > _TIE * np.abs(answers).max(1))  # NaN among them
     moved = (examples - images).reshape(len(images), -1)
     return Robustness(
-        accuracy=float((answers.argmax(1) == labels).mean()),
-        clean_accuracy=float((clean.argmax(1) == labels).mean()),
+        accuracy=float((labels_in(answers) == labels).mean()),
+        clean_accuracy=float((labels_in(clean) == labels).mean()),
         undecided=float(tied.mean()),
         median_l2=float(np.median(np.linalg.norm(moved.astype(np.float64), axis=1))),
         max_linf=float(np.abs(moved).max()),

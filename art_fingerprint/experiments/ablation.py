@@ -24,7 +24,7 @@ from art_fingerprint.experiments.experiment import (
     scaled,
 )
 from art_fingerprint.experiments.learning import metric_cells, tidy
-from art_fingerprint.reporting.figures import colour_of, new_figure
+from art_fingerprint.reporting.figures import colour_of, legend_entries, new_figure
 from art_fingerprint.reporting.layout import Sheet
 from art_fingerprint.zoo.paper_presets import PAPER_PRESETS
 from art_fingerprint.zoo.presets import Preset
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 MULTIPLES = (0.0, 0.25, 0.5, 1.0, 2.0)
 LEARNING_RATE = 0.03  # of the paper's ablation
 RATE_MULTIPLE = 3  # what that is of the 0.01 of the paper's text
+HATCHES = ("", "////", "....", "xxxx", "----", "++++")  # so that bars are not told apart by colour alone
 _DEFAULTS = {"alpha": 0.2, "beta": 2.0, "gamma": 0.6, "learning_rate": 8e-3}
 _SYMBOLS = {"gamma": "γ (victim's labels)", "alpha": "α (KL), γ = 1 - α", "beta": "β (latent)"}
 
@@ -97,9 +98,12 @@ def draw(models: Sequence[Model], known: Mapping[str, str], values: Mapping[str,
         for axes in panels[row]:
             axes.set_xlabel(weight, fontsize=8)
     tidy(panels.reshape(-1))
-    for axes in panels[0, 1:]:
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=7, frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    for axes, column in zip(panels[0, 1:], panels[:, 1:].T, strict=True):
+        handles, drawn = legend_entries(column)
+        if drawn:
+            axes.legend(
+                handles, drawn, fontsize=7, frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0)
+            )
     figure.supxlabel(
         "bars: mean over seeds, lines: least to greatest\nDistances and similarities: scaled by the extremes of all "
         "models, the victim among them: a high distance and a low similarity evade",
@@ -131,6 +135,9 @@ def _bars(
             color=colours[name],
             label=name,
             gid=name,
+            hatch=HATCHES[index % len(HATCHES)],
+            edgecolor="#ffffff",
+            linewidth=0,
             error_kw={"elinewidth": 0.8, "ecolor": "#333333"},
         )
     axes.set_axisbelow(True)

@@ -209,15 +209,17 @@ def places(rows: Iterable[Row]) -> dict[str, float]:
 def scaled(models: Sequence[Model], metric: str, direction: str | None) -> dict[tuple[str, int], float]:
     """Return (label, seed) to a metric scaled by the least and greatest of all models given: 0 to 1.
 
+    A metric that all models share has no extremes: 0, turned round or not.
+
     :param direction: ``"similarity"``: turned round, so that 1 is the farthest from the victim. ``None``: as it is.
     """
     values = {(model.label, model.seed): model.metrics[metric] for model in models if metric in model.metrics}
     if not values:
         return {}
     low, high = min(values.values()), max(values.values())
+    nearest = high if direction == "similarity" else low
     span = (high - low) or 1.0
-    share = {key: (value - low) / span for key, value in values.items()}
-    return {key: 1 - value for key, value in share.items()} if direction == "similarity" else share
+    return {key: abs(value - nearest) / span for key, value in values.items()}
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ def read_maps(run: Run) -> Findings:
     own = saliency_maps(victim, x, layer, classes)
     shown = {"Victim": own}
     lines = [["model", "seeds", "mean |CAM difference|", f"IoU of the top {100 * SHARE:.0f} %"]]
-    for label in (*run.preset.attacks, "Negative"):
+    negatives = dict.fromkeys(str(row["suspect"]) for row in run.rows if row["role"] == "negative")
+    for label in (*run.preset.attacks, *negatives):
         found: list[MapDifference] = []
         for suspect in run.suspects(label):
             maps = saliency_maps(run.bench.model(suspect), x, layer, classes)

@@ -27,7 +27,7 @@ from art_fingerprint.experiments.experiment import (
     scaled,
     thresholds,
 )
-from art_fingerprint.reporting.figures import colour_of, marker_of, new_figure
+from art_fingerprint.reporting.figures import colour_of, legend_entries, marker_of, new_figure
 from art_fingerprint.reporting.layout import Sheet, mean_std
 from art_fingerprint.reporting.tables import COLUMNS
 from art_fingerprint.zoo.presets import Preset
@@ -98,7 +98,8 @@ def draw(
     rows = list(dict.fromkeys(base_label(label) for label in steps))
     paths = {row: by_place(models, steps, row) for row in rows}
     victim = next((model.accuracy for model in models if model.role == "victim"), None)
-    shown = [name for name in known if any(name in model.metrics for model in models)][:MOST_METRICS]
+    scored = [name for name in known if any(name in model.metrics for model in models)]
+    shown, left = scored[:MOST_METRICS], scored[MOST_METRICS:]
     lines = -(-len(shown) // COLUMNS_BELOW)
     figure = new_figure(max(4.3 * len(rows), 8.6), 5.4 + 2.3 * lines)
     both = figure.subfigures(2, 1, height_ratios=(5.4, max(2.3 * lines, 0.1)), squeeze=False)
@@ -120,14 +121,13 @@ def draw(
     panels[0, 0].set_ylabel("accuracy %", fontsize=8)
     panels[1, 0].set_ylabel("scaled distance", fontsize=8)
     tidy(panels.reshape(-1))
-    handles, names = panels[1, 0].get_legend_handles_labels()
-    above.legend(handles, names, loc="outside right lower", fontsize=8, frameon=False)
+    above.legend(*legend_entries(panels[1]), loc="outside right lower", fontsize=8, frameon=False)
     if shown:
         _tradeoffs(below, models, paths, {name: known[name] for name in shown}, limits, victim)
     figure.supxlabel(
         "Dashed: the victim's accuracy. Bands: least to greatest over seeds. Scaled distance: between the extremes of "
         "all models shown;\nsimilarities turned round, so that 1 is far from the victim. Below: means over seeds; the "
-        "larger the marker, the later the checkpoint.",
+        "larger the marker, the later the checkpoint." + (f" Not drawn: {', '.join(left)}." if left else ""),
         fontsize=8,
         color="#555555",
     )
@@ -148,25 +148,17 @@ def _tradeoffs(
     panels = list(grid.reshape(-1))
     for axes, (name, direction) in zip(panels, known.items(), strict=False):
         for row, path in paths.items():
-            points = [(tuple(m.metrics[name] for m in own if name in m.metrics), own) for own in path.values()]
-            places = [(fmean(values), fmean(m.accuracy for m in own)) for values, own in points if values]
+            scored = [[m for m in own if name in m.metrics] for own in path.values()]
+            places = [(fmean(m.metrics[name] for m in own), fmean(m.accuracy for m in own)) for own in scored if own]
             if places:
                 x, y = zip(*places, strict=True)
                 axes.plot(x, y, color=colour_of(row), linewidth=0.8, alpha=0.6, label=row, gid=row)
                 sizes = [6 + 40 * index / max(len(x) - 1, 1) for index in range(len(x))]
                 axes.scatter(x, y, s=sizes, color=colour_of(row), marker=marker_of(row), linewidths=0, zorder=3)
         negatives = [(m.metrics[name], m.accuracy) for m in models if m.role == "negative" and name in m.metrics]
-        axes.scatter(
-            [x for x, _ in negatives],
-            [y for _, y in negatives],
-            marker="x",
-            s=30,
-            linewidths=1.3,
-            color=colour_of("Negative"),
-            label="Negative",
-            gid="negatives",
-            zorder=4,
-        )
+        if negatives:
+            look = {"marker": "x", "s": 30, "linewidths": 1.3, "color": colour_of("Negative"), "zorder": 4}
+            axes.scatter(*zip(*negatives, strict=True), label="Negative", gid="negatives", **look)
         if victim is not None:
             axes.axhline(victim, color=colour_of("Victim"), linestyle="--", linewidth=0.8)
         if name in limits:
@@ -181,11 +173,7 @@ def _tradeoffs(
     for axes in grid[:, 0]:
         axes.set_ylabel("accuracy %", fontsize=8)
     tidy(panels)
-    drawn: dict[str, Any] = {}
-    for axes in panels:
-        handles, names = axes.get_legend_handles_labels()
-        drawn |= dict(zip(names, handles, strict=True))
-    figure.legend(drawn.values(), drawn, loc="outside right upper", fontsize=8, frameon=False)
+    figure.legend(*legend_entries(panels), loc="outside right upper", fontsize=8, frameon=False)
 
 
 def by_place(models: Sequence[Model], places: Mapping[str, float], row: str) -> dict[float, list[Model]]:

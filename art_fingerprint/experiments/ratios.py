@@ -1,4 +1,4 @@
-"""Figure 6: RemovalNet with little data, from 2 % to 20 % of the training set."""
+"""Figure 6: RemovalNet with little data, from 2 % to 20 % of the substitute set."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from art_fingerprint.experiments.experiment import (
     scaled,
 )
 from art_fingerprint.experiments.learning import draw_bands, metric_cells, tidy
-from art_fingerprint.reporting.figures import colour_of, marker_of, new_figure
+from art_fingerprint.reporting.figures import colour_of, legend_entries, marker_of, new_figure
 from art_fingerprint.reporting.layout import Sheet
 from art_fingerprint.zoo.presets import Preset, Source
 from art_fingerprint.zoo.substitutes import RATIOS
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 
 def plan(preset: Preset, seeds: Seeds) -> Plan:
-    """Return every RemovalNet row with ten shares r of data, at the learning rate lr (1 - r).
+    """Return every RemovalNet row with ten shares r of its data, at the learning rate lr (1 - r).
 
-    Both scenarios get r times the size of the training set, so that they can be compared.
+    Limited training data is a share of the training set, surrogate data one of what is held apart.
     """
     attacks = {}
     for label, setting in removal_rows(preset).items():
@@ -82,10 +82,9 @@ def draw(models: Sequence[Model], known: Mapping[str, str], ratios: Mapping[str,
     tidy(panels)
     for axes in panels:
         axes.set_xticks(RATIOS[1::2], [f"{ratio:.0%}" for ratio in RATIOS[1::2]])
-    handles, names = panels[1].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right center", fontsize=8, frameon=False)
+    figure.legend(*legend_entries(panels[1:]), loc="outside right center", fontsize=8, frameon=False)
     figure.supxlabel(
-        "share of the training set's size that the attacker holds; bands: least to greatest over seeds\nDistances: "
+        "share of its source that the attacker holds; bands: least to greatest over seeds\nDistances: "
         "scaled by the extremes of all models, similarities turned round: 1 is far from the victim",
         fontsize=8,
         color="#555555",

@@ -26,7 +26,7 @@ from art_fingerprint.experiments.experiment import (
     without_verdicts,
 )
 from art_fingerprint.experiments.learning import tidy
-from art_fingerprint.reporting.figures import colour_of, marker_of, new_figure
+from art_fingerprint.reporting.figures import colour_of, legend_entries, marker_of, new_figure
 from art_fingerprint.reporting.layout import Sheet, mean_std
 from art_fingerprint.zoo.presets import AttackSetting, Preset
 
@@ -117,6 +117,10 @@ def contests(models: Sequence[Model], iterations: Mapping[str, int], checkpoints
         steps = {int(step): name for name, step in checkpoints.items() if base_label(name) == rival(label)}
         found_at = {step: [model for model in models if model.label == name] for step, name in sorted(steps.items())}
         theirs = {step: own for step, own in found_at.items() if own}  # a network that cannot start afresh has none
+        common = {m.seed for m in mine}.intersection(*({m.seed for m in own} for own in theirs.values()))
+        if common and theirs:  # both sides of the contest, where they can be had
+            mine = [m for m in mine if m.seed in common]
+            theirs = {step: [m for m in own if m.seed in common] for step, own in theirs.items()}
         found.append(
             Contest(
                 label,
@@ -210,7 +214,7 @@ def draw(found: Sequence[Contest], victim: float | None) -> Figure:
     figure = new_figure(11.0, 4.0)
     panels = figure.subplots(1, len(UNITS), sharey=True)
     for unit, axes in enumerate(panels):
-        for contest in found:
+        for index, contest in enumerate(found):
             theirs = rival(contest.label)
             points = [(contest.curve_cost[step][unit], band(values)) for step, values in contest.curve.items()]
             known = [(x, b) for x, b in points if x is not None and b is not None]
@@ -225,9 +229,9 @@ def draw(found: Sequence[Contest], victim: float | None) -> Figure:
             own, place = band(contest.accuracy), contest.cost[unit]
             if own is not None:
                 mine = colour_of(contest.label)
-                axes.axhline(own.mean, color=mine, linestyle="--", linewidth=1)
+                axes.axhline(own.mean, color=mine, linestyle=("--", "-.")[index % 2], linewidth=1)
                 if place is not None:
-                    point = {"color": mine, "marker": "*", "markersize": 11, "linestyle": "none"}
+                    point = {"color": mine, "marker": "*X"[index % 2], "markersize": 11, "linestyle": "none"}
                     axes.plot([place], [own.mean], label=contest.label, gid=contest.label, **point)
         if victim is not None:
             axes.axhline(victim, color=colour_of("Victim"), linestyle=":", linewidth=1, label="Victim")
@@ -240,11 +244,10 @@ def draw(found: Sequence[Contest], victim: float | None) -> Figure:
     if trained:  # a network without training would take up most of the height
         panels[0].set_ylim(min(shown) - 1, max(shown) + 1)
     tidy(panels)
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right center", fontsize=8, frameon=False)
+    figure.legend(*legend_entries(panels), loc="outside right center", fontsize=8, frameon=False)
     figure.supxlabel(
-        "stars: RemovalNet's cost, dashed: its mean accuracy; dotted: the victim; bands: least to greatest over seeds\n"
-        "KnockoffNets begins below the picture, at chance",
+        "large marks: RemovalNet's cost, dashed: its mean accuracy; dotted: the victim; bands: least to greatest over "
+        "seeds" + ("\nKnockoffNets begins below the picture, at chance" if trained else ""),
         fontsize=8,
         color="#555555",
     )

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from art_fingerprint.benchmark.plan import Plan, architecture_name
 from art_fingerprint.core.classifier import network_of
+from art_fingerprint.exceptions import InvalidInputError
 from art_fingerprint.experiments.experiment import (
     Experiment,
     Findings,
@@ -53,6 +54,8 @@ def read_three(run: Run) -> Findings:
 def plan_four(preset: Preset, seeds: Seeds) -> Plan:
     """Return the last RemovalNet row under the preset's evasion attacks, with as few verdicts as a row needs."""
     label = list(removal_rows(preset))[-1]
+    if not preset.robustness:
+        raise InvalidInputError(f"Table IV needs evasion attacks; `robustness` of the preset {preset.name!r} is empty.")
     plan = planned("table4", preset, seeds, {label: preset.attacks[label]}, **without_verdicts(preset))
     return Plan((replace(plan.presets[0], robustness=preset.robustness),), plan.seeds)
 

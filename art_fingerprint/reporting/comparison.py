@@ -23,14 +23,16 @@ _NO_WHY = "-"
 _HEADINGS = {name: heading for name, heading, _ in COLUMNS}
 
 
-def beside_published(table: Table, published: PublishedTable) -> Sheet:
+def beside_published(table: Table, published: PublishedTable, same: bool | None = None) -> Sheet:
     """Return the paper's lines, each below ours of the same label; ``-`` for what either does not have.
 
     Rows that the paper does not have are named in a note.
 
     :param table: Our table.
     :param published: The paper's, for one data set.
+    :param same: Whether that is ours, see :class:`.Counterpart`; ``None``: if it has our name.
     """
+    same = plain_name(table.dataset) == plain_name(published.dataset) if same is None else same
     shown = [
         (name, heading, digits)
         for name, heading, digits in COLUMNS
@@ -52,7 +54,7 @@ def beside_published(table: Table, published: PublishedTable) -> Sheet:
     own_limits = [f"{table.thresholds[n]:.{d}f}" if n in table.thresholds else "-" for n, _, d in shown]
     limits = [published.thresholds[n].printed if n in published.thresholds else "-" for n, _, _ in shown]
     cells += [["threshold", ours, "-", "-", *own_limits, "-"], ["threshold", theirs, "-", "-", *limits, "-"]]
-    return Sheet(cells, _notes(table, published))
+    return Sheet(cells, _notes(table, published, same))
 
 
 def _own(line: Line | None, shown: list[tuple[str, str, int]]) -> list[str]:
@@ -62,9 +64,9 @@ def _own(line: Line | None, shown: list[tuple[str, str, int]]) -> list[str]:
     return [mean_std(line.accuracy, 2), mean_std(line.drop, 2), *values, line.ownership]
 
 
-def _notes(table: Table, published: PublishedTable) -> tuple[str, ...]:
+def _notes(table: Table, published: PublishedTable, same: bool) -> tuple[str, ...]:
     notes = ["Paper: mean ± spread over 10 models, as printed."]
-    if plain_name(table.dataset) != plain_name(published.dataset):
+    if not same:
         notes.append("Other images and other networks: compare the order of the lines, not the size of the numbers.")
     known = {row.label for row in published.rows}
     apart = [one_line(line.label) for line in table.lines if line.label not in known]

@@ -29,8 +29,9 @@ _PERPLEXITY = 30.0
 _NEIGHBOURS = 15
 _GRID = 120
 _NUMBERED = 50  # more classes' numbers would hide the points
-# Light tints for the regions of classes, told apart by their borders and the numbers in them, not by colour alone.
+# Light tints for the regions of classes, in turn; told apart by their borders and the numbers in them.
 _TINTS = "Pastel1"
+_NB_TINTS = 8  # the ninth is grey, as nothing is
 
 
 def probabilities(classifier: PyTorchClassifier, x: np.ndarray, batch_size: int = 128) -> np.ndarray:
@@ -110,9 +111,10 @@ def embed(
 
 
 def shift(points: np.ndarray, others: np.ndarray) -> float:
-    """Return how far the same images lie apart, as a share of the embedding's spread: 0 where models answer alike.
+    """Return how far the same images lie apart, as a share of the two models' spread: 0 where models answer alike.
 
-    The mean distance between an image's two points, over the root mean square distance of all points to their centre.
+    The mean distance between an image's two points, over the root mean square distance of both models' points to their
+    centre; at most about 2, that of two clouds far apart.
 
     :param points: ``(n, 2)`` of one model.
     :param others: Those of the other, for the same images in the same order.
@@ -156,19 +158,27 @@ def plot_embedding(
     every = np.concatenate(list(points.values()))
     low, high = every.min(0), every.max(0)
     low, high = low - 0.05 * (high - low) - 1e-9, high + 0.05 * (high - low) + 1e-9
+    grid = [np.linspace(*ends, _GRID) for ends in zip(low, high, strict=True)]
+    classes = np.unique(labels)
     for axes, name in zip(panels, others, strict=False):
         both = np.concatenate([points[reference], points[name]])
         regions, centres = class_regions(both, np.concatenate([labels, labels]), low, high)
+        places = np.searchsorted(classes, regions)
         axes.imshow(
-            regions,
+            places % _NB_TINTS,
             origin="lower",
             extent=(low[0], high[0], low[1], high[1]),
             aspect="auto",
             cmap=_TINTS,
+            vmin=0,
+            vmax=_NB_TINTS,  # the last of nine
             alpha=0.45,
             interpolation="nearest",
             gid="regions",
         )
+        for number in np.unique(places) if len(centres) > 1 else ():
+            border = {"levels": [0.5], "colors": "#777777", "linewidths": 0.5}
+            axes.contour(*grid, (places == number).astype(float), **border)
         for drawn, marker, size in ((reference, "o", 9), (name, "^", 9)):
             colour = colour_of("Victim") if drawn == reference else "#d55e00"
             axes.scatter(*points[drawn].T, s=size, marker=marker, color=colour, linewidth=0, alpha=0.65, gid=drawn)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from art_fingerprint.exceptions import InvalidInputError, MissingDependencyError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart. What stands in many figures has a fixed colour.
@@ -33,6 +35,15 @@ _NAMED = {
     "ZEST-Linf": "#8fb8d8",
     "DDV": "#009e73",
     "MR": "#7a5230",
+    "WA": "#d55e00",
+    "AKH": "#cc79a7",
+    "SAC": "#332288",
+    "SAC-labels": "#8877cc",
+    "FBI": "#44aa99",
+    "DI": "#117733",
+    "RobD-FGSM": "#aa4499",
+    "RobD-PGD": "#661100",
+    "RobD-DeepFool": "#6699cc",
 }
 _MARKERS = "osD^vPX*<>hp"
 
@@ -47,6 +58,15 @@ def marker_of(name: str) -> str:
     known = list(_NAMED)
     place = known.index(name) if name in known else zlib.crc32(name.encode())
     return _MARKERS[place % len(_MARKERS)]
+
+
+def legend_entries(panels: Iterable[Axes]) -> tuple[list[Any], list[str]]:
+    """Return handles and names of all that is drawn in some panel, each name once: not every panel has all of it."""
+    drawn: dict[str, Any] = {}
+    for axes in panels:
+        handles, names = axes.get_legend_handles_labels()
+        drawn |= {name: handle for name, handle in zip(names, handles, strict=True) if name not in drawn}
+    return list(drawn.values()), list(drawn)
 
 
 def new_figure(width: float, height: float) -> Figure:

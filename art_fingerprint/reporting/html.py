@@ -188,7 +188,7 @@ def _published(rows: Sequence[Row], table: Table, beside: Counterpart) -> Part:
             f"network than {table.dataset}. Compare the order of the lines and the verdicts, not the size of the "
             "numbers."
         )
-    numbers = beside_published(table, paper)
+    numbers = beside_published(table, paper, beside.same)
     head, *body = numbers.cells
     short = [[label, source.partition(":")[0], *values] for label, source, *values in body]
     parts = [paragraph(about), sheet(Sheet([head, *short], numbers.notes), "pairs")]

@@ -68,7 +68,7 @@ def table_four(rows: Iterable[Row], surrogate: str | None = None) -> list[list[s
     }
     kind = "negative" if negative == NEGATIVES["same-data"] else negative
     head = ["attack", "Rob(victim)", f"Rob({surrogate})", f"Rob({kind})", "RobD(surrogate)", f"RobD({kind})"]
-    cells = [[*head, "on the boundary", "median L2 v, s, n", "paper: Rob v, s, n; RobD s, n"]]
+    cells = [[*head, "on the boundary", "median L2 v, s, n", "paper (CIFAR10, VGG19): Rob v, s, n; RobD s, n"]]
     for attack in dict.fromkeys(name for row in models for name in row.get("robustness") or {}):
         found = {
             name: [row["robustness"][attack] for row in group if attack in (row.get("robustness") or {})]

@@ -53,11 +53,14 @@ class Line:
 
     @property
     def ownership(self) -> str:
-        """``Yes (n/seeds)`` if most seeds are judged derived, else ``No (n/seeds)``; ``?`` where nothing was
-        decided.
+        """``Yes (k/n)`` if most of the n seeds with a verdict are judged derived, else ``No (k/n)``, and how many have
+        none; ``?`` where nothing was decided.
         """
-        owned = combine(self.derived)
-        return "?" if owned is None else f"{'Yes' if owned else 'No'} ({self.derived.count(True)}/{len(self.derived)})"
+        owned, none = combine(self.derived), self.derived.count(None)
+        if owned is None:
+            return "?"
+        share = f"{'Yes' if owned else 'No'} ({self.derived.count(True)}/{len(self.derived) - none})"
+        return share + (f", {none} without verdict" if none else "")
 
 
 @dataclass(frozen=True)

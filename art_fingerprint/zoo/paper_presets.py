@@ -16,8 +16,9 @@ from art_fingerprint.zoo.victims import imagenet_vit, victim_network
 
 _SUBSET = 0.1  # of the training set, the paper's limited data
 _REASON = (
-    "Iterations, rates and RemovalNet's settings are those of the paper's code; its rates have a random factor and its "
-    "inputs are standardised, ours are not. DeepJudge and ZEST give the metrics of the paper's tables."
+    "Iterations, rates and RemovalNet's settings are those of the paper's code; the random factor of its rates is left "
+    "out for victim and references, and inputs are not standardised. DeepJudge and ZEST give the metrics of the "
+    "paper's tables. The attacker's images are not repeated to make classes equal."
 )
 _VERIFIERS: Mapping[str, Mapping[str, Any]] = {
     "DeepJudgeVerifier": {"metric_names": ("LOD", "LAD")},

@@ -30,8 +30,8 @@ class AttackSetting:
     :ivar params: Constructor arguments other than the seed.
     :ivar source: The attacker's data: the victim's whole training set, a subset of it, or data held apart.
     :ivar true_labels: Whether the attacker has true labels.
-    :ivar ratio: Size of the attacker's data as a share of the training set's, also of data held apart; ``None``: of a
-        subset the preset's ``subset_ratio``, else all there is.
+    :ivar ratio: Share of the source that the attacker holds; ``None``: of a subset the preset's ``subset_ratio``, else
+        all there is.
     :ivar step: A checkpoint: the surrogate as it is after so many steps. ``None``: at the end. Checkpoints of settings
         that differ in nothing else come from one run.
     """

@@ -19,7 +19,7 @@ from art_fingerprint.core.checks import (
 from art_fingerprint.core.seeding import numpy_generator
 from art_fingerprint.exceptions import InvalidInputError
 
-# Shares of the training set in the paper's study of limited data.
+# Shares of the substitute set in the paper's study of limited data.
 RATIOS = tuple(percent / 100 for percent in range(2, 21, 2))
 _DECIMALS = 4
 _CHUNK = 1024
@@ -57,9 +57,7 @@ def select_substitute(
     check_choice("rebalance", rebalance, (None, "ros"))
     check_seed(seed)
     labels = check_groups("y_victim", y_victim)
-    count = int(ratio * len(labels) + 1e-9)
-    if count == 0:
-        raise InvalidInputError(f"`ratio`={ratio} of {len(labels)} samples selects none.")
+    count = nb_selected(len(labels), ratio)
     generator = numpy_generator(seed, "substitute", selection)
     order = generator.permutation(len(labels))
     if selection == "stratified":
@@ -73,6 +71,17 @@ def select_substitute(
     if rebalance == "ros":
         chosen = np.concatenate([chosen, oversample(labels[chosen], seed, chosen)])
     return chosen
+
+
+def nb_selected(n: int, ratio: float) -> int:
+    """Return how many samples a share of n is.
+
+    :raises InvalidInputError: none.
+    """
+    count = int(ratio * n + 1e-9)
+    if count == 0:
+        raise InvalidInputError(f"`ratio`={ratio} of {n} samples selects none.")
+    return count
 
 
 def oversample(labels: np.ndarray, seed: int, indices: np.ndarray | None = None) -> np.ndarray:

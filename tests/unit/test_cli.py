@@ -226,12 +226,12 @@ def test_plan_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_attack_with_too_little_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A dry run says so, and a run marks those rows as failed: the others of the plan stand."""
-    share = "FT(0.8): {attack: FineTuning, params: {max_iter: 3}, source: apart, ratio: 0.5}"
+    share = "FT(0.8): {attack: FineTuning, params: {max_iter: 3}, source: apart, ratio: 0.002}"
     (tmp_path / "plan.yaml").write_text(PLAN.replace("attacks: {", f"attacks: {{{share}, "))
     out = tmp_path / "run"
     options = ["bench", "--plan", str(tmp_path / "plan.yaml"), "--out", str(out), "--device", "cpu", "--quiet"]
     assert cli.main([*options, "--dry-run"]) == cli.OK
-    why = "`ratio`=0.5 of 1000 training images is more than the 437 held apart."
+    why = "`ratio`=0.002 of 437 samples selects none."
     assert f"tiny, FT(0.8): its rows will fail. {why}" in capsys.readouterr().out
     assert cli.main(options) == cli.SOME_FAILED
     found = {row["suspect"]: row["reason"] for row in read_rows(out)}
@@ -323,7 +323,7 @@ def test_published_numbers_of_the_rows_own_data_set(folder: Path, capsys: pytest
     assert cli.main(["report", str(folder)]) == 0
     capsys.readouterr()
     assert not list(folder.glob("published.*"))
-    assert "CIFAR10" not in (folder / "report.html").read_text(encoding="utf-8")
+    assert "The paper's lines are those of" not in (folder / "report.html").read_text(encoding="utf-8")
     write_rows(folder, [{**row, "dataset": "celeba31"} for row in rows])
     assert cli.main(["report", str(folder), "--published"]) == 0
     assert "paper: CelebA+31" in capsys.readouterr().out

@@ -112,6 +112,9 @@ def test_the_figure_compares_each_model_with_the_reference(tmp_path: Path) -> No
         np.testing.assert_array_equal(drawn[name].get_offsets(), points[name])
         assert {text.get_text() for text in axes.texts} == {"0", "1", "2"}
     assert first.get_xlim() == second.get_xlim()
+    tints = [axes.images[0] for axes in (first, second)]
+    assert tints[0].get_clim() == tints[1].get_clim()  # one class has one tint in all panels
+    assert {int(place) for image in tints for place in np.unique(image.get_array())} <= {0, 1, 2}
     with pytest.raises(InvalidInputError, match="another model"):
         plot_embedding({"Victim": points["Victim"]}, labels)
     with pytest.raises(InvalidInputError, match="labels"):

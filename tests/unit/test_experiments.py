@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from art_fingerprint import verifiers
 from art_fingerprint.attacks.removalnet import RemovalNetAttack
 from art_fingerprint.benchmark.store import read_rows
 from art_fingerprint.benchmark.workbench import Workbench
@@ -111,14 +112,16 @@ def test_a_second_run_repeats_nothing_and_models_are_shared(folder: Path, monkey
     assert "4,782" in other[0].read_text(encoding="utf-8")
 
 
-def test_fig6_gives_both_scenarios_as_many_images(folder: Path) -> None:
+def test_fig6_takes_shares_of_each_source(folder: Path) -> None:
     found = run("fig6", folder)
     assert [line["at"] for line in found if line["model"] == "RemovalNet(apart)"] == ["0.04", "0.2"]
     plan = ratios.plan(short(), SEEDS)
     for setting in plan.presets[0].attacks.values():
         assert setting.params["subset_ratio"] == setting.ratio
     samples = {r["suspect"]: r["cost"]["samples"] for r in rows_of(folder, "fig6") if r["cost"]}
-    assert samples["RemovalNet(apart)@0.2"] == samples["RemovalNet(train)@0.2"] == 5 * samples["RemovalNet(train)@0.04"]
+    assert samples["RemovalNet(train)@0.2"] == 200 == 5 * samples["RemovalNet(train)@0.04"]
+    assert samples["RemovalNet(apart)@0.2"] == 87  # of 437
+    assert samples["RemovalNet(apart)@0.04"] == 17
 
 
 def test_fig7_compares_costs(folder: Path) -> None:
@@ -222,6 +225,7 @@ def test_scaling_turns_similarities_round() -> None:
     assert scaled(models, "MR", None) == {("a", 0): 1, ("b", 0): 0}
     assert scaled(models, "DDV", "distance") == {}
     assert scaled(models[:1], "LOD", "distance") == {("a", 0): 0}
+    assert scaled(models[:1], "MR", "similarity") == {("a", 0): 0}  # as near to the victim as any
 
 
 def contest(knock: list[float]) -> stealing.Contest:
@@ -230,7 +234,7 @@ def contest(knock: list[float]) -> stealing.Contest:
     models = [model("RemovalNet(x)", 80, 2, 0), model("RemovalNet(x)", 82, 4, 1)]
     for (label, found), accuracy in zip(steps.items(), knock, strict=True):
         assert found.step is not None
-        models.append(model(label, accuracy, found.step / 5, 0))
+        models += [model(label, accuracy, found.step / 5, seed) for seed in (0, 1)]
     (only,) = stealing.contests(models, {"RemovalNet(x)": 10}, {name: found.step or 0 for name, found in steps.items()})
     return only
 
@@ -243,6 +247,14 @@ def test_the_saving_is_that_at_the_first_equal_checkpoint() -> None:
     assert found.curve_cost[50] == (50, 1000, 10)
     assert [found.saving(unit) for unit in range(3)] == pytest.approx([0.8, 0.7, 0.7])
     assert "80%" in stealing.cells([found])[1]
+
+
+def test_seeds_that_one_side_lacks_are_left_out() -> None:
+    models = [model("RemovalNet(x)", 95, seed=0), model("RemovalNet(x)", 50, seed=1)]
+    models += [model(f"KnockoffNets(x)@{step}", accuracy, seed=0) for step, accuracy in ((0, 10), (50, 80))]
+    (found,) = stealing.contests(models, {"RemovalNet(x)": 10}, {"KnockoffNets(x)@0": 0, "KnockoffNets(x)@50": 50})
+    assert found.accuracy == (95,)
+    assert found.caught_up is None
 
 
 def test_a_rival_that_never_catches_up_gives_a_bound() -> None:
@@ -267,6 +279,67 @@ def test_without_both_nothing_is_compared(missing: str) -> None:
     assert {line[name] for name in line if name.startswith("saving")} == {"-"}
     assert line[{"RemovalNet": "RemovalNet accuracy %"}.get(missing, "KnockoffNets at its end %")] == "-"
     assert line["KnockoffNets iterations"] == {"RemovalNet": "50.00"}.get(missing, "-")
+
+
+KNOWN = {"LOD": "distance", "MR": "similarity"}
+
+
+def curves(*rows: str) -> tuple[list[Model], dict[str, float]]:
+    """Return a victim and models at two places of some rows, the first of which has none."""
+    places = {f"{row}@{place}": place for row in rows for place in (0.1, 0.2)}
+    left = {label: place for label, place in places.items() if not label.startswith(rows[0])}
+    made = [model(label, 90 - place, seed=seed, LOD=place, MR=1.0) for label, place in left.items() for seed in (0, 1)]
+    return made, places
+
+
+def names_in(figure: Any) -> set[str]:
+    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes)]
+    legends += [legend for part in figure.subfigs for legend in part.legends]
+    return {text.get_text() for legend in legends if legend is not None for text in legend.get_texts()}
+
+
+def test_the_legend_is_there_though_the_first_curve_failed() -> None:
+    models, places = curves("R(a)", "R(b)")
+    assert set(KNOWN) <= names_in(ratios.draw(models, KNOWN, places))
+    assert set(KNOWN) <= names_in(learning.draw(models, KNOWN, places, {}))
+    models, places = curves("gamma", "alpha", "beta")
+    assert set(KNOWN) <= names_in(ablation.draw(models, KNOWN, places))
+
+
+def test_a_curve_is_drawn_through_models_that_have_the_metric() -> None:
+    models = [model("R@1", 90, seed=0, LOD=1.0), model("R@1", 50, seed=1), model("R@2", 80, LOD=2.0)]
+    figure = learning.draw(models, KNOWN, {"R@1": 1.0, "R@2": 2.0}, {})
+    panel = next(axes for axes in figure.axes if "LOD" in axes.get_xlabel())
+    (path,) = (line for line in panel.lines if line.get_gid() == "R")
+    assert path.get_xydata().tolist() == [[1, 90], [2, 80]]
+    assert "Negative" not in names_in(figure)
+
+
+def test_metrics_that_find_no_room_are_named() -> None:
+    known = {f"M{k}": "distance" for k in range(14)}
+    models = [model("R@1", 90, **{name: 1.0 for name in known})]
+    text = learning.draw(models, known, {"R@1": 1.0}, {}).get_supxlabel()
+    assert text.endswith("Not drawn: M12, M13.")
+
+
+def test_bars_are_not_told_apart_by_colour_alone() -> None:
+    models, places = curves("gamma", "alpha", "beta")
+    models = [replace(each, metrics={**each.metrics, "LAD": 1.0}) for each in models]
+    figure = ablation.draw(models, {**KNOWN, "LAD": "distance"}, places)
+    found = [{bar.get_gid(): bar.get_hatch() or None for bar in axes.patches} for axes in figure.axes]
+    assert {None, "////"} in [set(hatches.values()) for hatches in found]
+
+
+def test_table4_needs_evasion_attacks() -> None:
+    with pytest.raises(InvalidInputError, match="Table IV needs evasion attacks"):
+        catalogue.EXPERIMENTS["table4"].plan(replace(short(), robustness={}), SEEDS)
+
+
+def test_every_metric_has_a_look_of_its_own() -> None:
+    kinds = [getattr(verifiers, name) for name in verifiers.__all__ if name.endswith("Verifier")]
+    names = {metric.name for kind in kinds for metric in getattr(kind, "metrics", ())}
+    names |= {"ZEST-L1", "ZEST-L2", "ZEST-cosine", "ZEST-Linf", "RobD-FGSM", "RobD-PGD", "RobD-DeepFool"}
+    assert len({(colour_of(name), marker_of(name)) for name in names}) == len(names)
 
 
 def test_places_of_a_curve_are_in_order_whatever_finished_first() -> None:

@@ -136,6 +136,10 @@ def test_the_same_data_set_needs_no_warning() -> None:
     rows = [{**row, "dataset": "cifar10"} for row in example()]
     sheet = beside_published(table_one(rows), published_table("cifar10"))
     assert not any("Other images" in note for note in sheet.notes)
+    lesions = table_one([{**row, "dataset": "ham10000"} for row in example()])  # which the paper calls by another name
+    for same in (True, False):
+        notes = beside_published(lesions, published_table("Skin Lesion"), same).notes
+        assert any("Other images" in note for note in notes) is not same
 
 
 def test_columns_that_only_one_side_has() -> None:

@@ -246,7 +246,7 @@ def test_failed_cells_are_noted_once_for_each_reason() -> None:
     ]
     table = table_one(rows)
     line = next(line for line in table.lines if line.label == "WP(0.5)")
-    assert line.ownership == "Yes (1/3)"
+    assert line.ownership == "Yes (1/1), 2 without verdict"
     assert len(line.accuracy) == 1
     assert table.notes == tuple(
         f"failed: WP(0.5) (seed 0, 1), {verifier}: RuntimeError: out of memory" for verifier in VERIFIERS

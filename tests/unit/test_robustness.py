@@ -14,6 +14,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_fingerprint.core.adversarial import Evasion, adversarial_examples
+from art_fingerprint.evaluation.fidelity import accuracy, agreement, predicted_labels
 from art_fingerprint.evaluation.robustness import (
     robust_accuracy,
     robustness,
@@ -68,6 +69,17 @@ def test_samples_on_the_boundary_are_counted_as_undecided() -> None:
     # at 0.125 and 0.875, which have exact steps
     exact, sides = POINTS[:2] * 0 + np.array([0.125, 0.875], np.float32).reshape(2, 1, 1, 1), np.array([0, 1])
     assert robustness(line(0.0), exact, sides, "DeepFool", overshoot=0.0, steps=1).undecided == 1
+
+
+def test_answers_that_are_no_numbers_are_no_labels() -> None:
+    """Else a broken model would have the accuracy of one that always says class 0."""
+    broken = wrap(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (1, 2, 2), 2)
+    nn.init.constant_(broken.model[1].weight, float("nan"))
+    x, y = np.zeros((3, 1, 2, 2), dtype=np.float32), np.zeros(3, dtype=np.int64)
+    assert accuracy(broken, x, y) == agreement(broken, broken, x) == 0
+    assert predicted_labels(broken, x).tolist() == [-1, -1, -1]
+    found = robustness(broken, x, y, "FGSM", source=wrap(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (1, 2, 2), 2))
+    assert (found.accuracy, found.clean_accuracy, found.undecided) == (0, 0, 1)
 
 
 def test_distance_white_box_and_by_transfer() -> None:
