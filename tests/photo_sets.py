@@ -171,11 +171,13 @@ def make_gtsrb(root: Path, tracks: int = 8, layout: str = "Final_Training/Images
     rows: list[Sequence[object]] = [["Filename", "Width", "Height", "Roi.X1", "Roi.Y1", "Roi.X2", "Roi.Y2", "ClassId"]]
     for label in range(43):
         inside = folder / "GTSRB" / layout / f"{label:05d}"
-        table(inside / f"GT-{label:05d}.csv", [[*rows[0]]], ";")
+        listed: list[Sequence[object]] = [rows[0]]
         for track in range(tracks):
             for frame in range(3):
                 image = picture(1000 * label + 10 * track + frame, 15 + frame, 16)
                 save(inside / f"{track:05d}_{frame:05d}.ppm", image)
+                listed.append([f"{track:05d}_{frame:05d}.ppm", 15 + frame, 16, 5, 5, 10, 11, label])
+        table(inside / f"GT-{label:05d}.csv", listed, ";")
     for k in range(86):
         save(folder / "GTSRB" / "Final_Test" / "Images" / f"{k:05d}.ppm", picture(90_000 + k, 20, 18))
         rows.append([f"{k:05d}.ppm", 20, 18, 5, 5, 15, 13, k // 2])

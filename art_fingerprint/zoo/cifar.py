@@ -30,7 +30,7 @@ CIFAR10 = Place(
 )
 CINIC10 = Place(
     "CINIC-10",
-    ("cinic10", "CINIC-10"),
+    ("cinic10", "CINIC-10", "cinic-10"),
     "Unpack CINIC-10.tar.gz (doi.org/10.7488/ds/2448) in <folder>/cinic10, so that it holds train, valid and test with "
     "one folder for each class.",
 )
@@ -93,8 +93,8 @@ def _batches(folder: Path, batches: Mapping[str, str]) -> Listing:
 def read_cinic10(root: Path | None, part: str) -> Listing:
     """Return the ImageNet images of ``"train"``, ``"valid"`` or ``"test"``, 70000 each.
 
-    The files named ``cifar10-*`` are left out: they are all of CIFAR-10, its test images included.
+    The files named ``cifar*`` are left out: they are all of CIFAR-10, its test images included.
     """
     folders = CINIC10.find(root, [["train"], ["valid"], ["test"]])
     folder = folders[("train", "valid", "test").index(part)]
-    return class_folders(folder, CLASSES, CINIC10, lambda name: not name.lower().startswith("cifar10-"))
+    return class_folders(folder, CLASSES, CINIC10, lambda name: not name.lower().startswith("cifar"))

@@ -15,12 +15,13 @@ CELEBA = Place(
     "CelebA",
     ("celeba", "CelebA"),
     "Put list_attr_celeba.txt, list_eval_partition.txt and the unpacked img_align_celeba.zip from "
-    "mmlab.ie.cuhk.edu.hk/projects/CelebA.html in <folder>/celeba, or let torchvision fetch them with download=True "
-    "(needs the package gdown; the drive often refuses for a day).",
+    "mmlab.ie.cuhk.edu.hk/projects/CelebA.html in <folder>/celeba, with identity_CelebA.txt if images of a person are "
+    "to stay together, or let torchvision fetch them with download=True (needs the package gdown; the drive often refuses "
+    "for a day).",
 )
 LFW = Place(
     "LFW",
-    ("lfw-py", "lfw", "LFW"),
+    ("lfw-py", "lfw", "LFW", "."),
     "Unpack lfw-funneled.tgz or lfw-deepfunneled.tgz of Labeled Faces in the Wild (vis-www.cs.umass.edu/lfw, which no "
     "longer serves it; mirrors do) in <folder>/lfw.",
 )
@@ -36,20 +37,25 @@ _PEOPLE = 20  # images of a person that make a class
 def read_celeba(root: Path | None, attribute: int) -> tuple[Listing, Listing]:
     """Return the published training (162770) and test images (19962) in the classes without and with an attribute.
 
+    Images of one person are a group if the list of identities is there; the published parts share no person.
+
     :param attribute: 20, male; 31, smiling.
     """
     table, partition, folder = CELEBA.find(
         root,
         [
-            ["list_attr_celeba.txt"],
-            ["list_eval_partition.txt"],
-            ["img_align_celeba/img_align_celeba", "img_align_celeba"],
+            ["list_attr_celeba.txt", "Anno/list_attr_celeba.txt", "list_attr_celeba.csv"],
+            ["list_eval_partition.txt", "Eval/list_eval_partition.txt", "list_eval_partition.csv"],
+            ["img_align_celeba/img_align_celeba", "img_align_celeba", "Img/img_align_celeba"],
         ],
     )
+    people = _people_of(table.parent / "identity_CelebA.txt")
     labels = _attribute(table, ATTRIBUTES[attribute])
     classes = (f"not {ATTRIBUTES[attribute]}", ATTRIBUTES[attribute])
     members: dict[str, list[str]] = {"0": [], "1": [], "2": []}
     for where, fields in _lines(partition):
+        if fields == ["image_id", "partition"]:
+            continue
         if len(fields) != 2 or fields[1] not in members:
             raise CELEBA.error(f"{where}: expected a file name and 0, 1 or 2, got {' '.join(fields)!r}")
         if fields[0] not in labels:
@@ -58,7 +64,10 @@ def read_celeba(root: Path | None, attribute: int) -> tuple[Listing, Listing]:
     check_listed(sum(map(len, members.values())), len(labels), partition, table, CELEBA)
     parts = []
     for names in (members["0"], members["2"]):
-        found = listing([folder / name for name in names], [labels[name] for name in names], classes)
+        if people and not people.keys() >= set(names):
+            raise CELEBA.error(f"identity_CelebA.txt in {table.parent} does not know all images of {partition.name}")
+        groups = [people[name] for name in names] if people else None
+        found = listing([folder / name for name in names], [labels[name] for name in names], classes, groups)
         check_classes(found, f"{partition} with {table.name}", CELEBA)
         parts.append(found)
     return parts[0], parts[1]
@@ -66,17 +75,32 @@ def read_celeba(root: Path | None, attribute: int) -> tuple[Listing, Listing]:
 
 def _attribute(table: Path, name: str) -> dict[str, int]:
     lines = _lines(table)
-    _, count = next(lines, ("", []))
-    where, heading = next(lines, (f"{table}, line 2", []))
-    if name not in heading or len(count) != 1 or not count[0].isdecimal():
+    where, count = next(lines, (f"{table}, line 1", []))
+    if count[:1] == ["image_id"]:  # the form with commas promises no number
+        heading, count = count[1:], []
+    else:
+        where, heading = next(lines, (f"{table}, line 2", []))
+        if len(count) != 1 or not count[0].isdecimal():
+            heading = []
+    if name not in heading:
         raise CELEBA.error(f"{where}: expected the number of images in line 1 and attributes with {name!r} in line 2")
     column, found = heading.index(name) + 1, {}
     for where, fields in lines:
         if len(fields) != len(heading) + 1 or fields[column] not in ("1", "-1"):
             raise CELEBA.error(f"{where}: expected a file name and {len(heading)} values 1 or -1")
         found[fields[0]] = int(fields[column] == "1")
-    if len(found) != int(count[0]):
+    if count and len(found) != int(count[0]):
         raise CELEBA.error(f"{table} promises {count[0]} images in line 1 and lists {len(found)} (cut off?)")
+    return found
+
+
+def _people_of(table: Path) -> dict[str, str]:
+    """Return file name to person; nothing without the list."""
+    found = {}
+    for where, fields in _lines(table) if table.exists() else ():
+        if len(fields) != 2:
+            raise CELEBA.error(f"{where}: expected a file name and a person's number, got {' '.join(fields)!r}")
+        found[fields[0]] = fields[1]
     return found
 
 
@@ -85,15 +109,16 @@ def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
         with open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield f"{path}, line {number}", line.split()
+                    yield f"{path}, line {number}", line.replace(",", " ").split()
     except (OSError, UnicodeDecodeError) as error:
         raise CELEBA.error(f"{path} cannot be read: {error}") from error
 
 
 def read_lfw(root: Path | None) -> Listing:
     """Return the 13233 images in the classes of 5749 people."""
+    deep = "lfw-deepfunneled"
     (folder,) = LFW.find(
-        root, [["lfw_funneled", "lfw-deepfunneled/lfw-deepfunneled", "lfw-deepfunneled", "lfw", "lfw-funneled"]]
+        root, [["lfw_funneled", "lfw-funneled/lfw_funneled", f"{deep}/{deep}", deep, "lfw", "lfw-funneled"]]
     )
     return _people(folder, LFW)
 

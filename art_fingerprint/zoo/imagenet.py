@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from art_fingerprint.zoo.listing import Listing, Place, class_folders, subfolders
+from art_fingerprint.zoo.listing import (
+    Listing,
+    Place,
+    check_listed,
+    class_folders,
+    class_index,
+    images_in,
+    listing,
+    read_table,
+    subfolders,
+)
 
 NB_CLASSES = 1000
+_SOLUTION = "LOC_val_solution.csv"  # Kaggle's, beside the folder ILSVRC
 IMAGENET = Place(
     "ImageNet",
     ("imagenet", "ImageNet", "ILSVRC2012", "ILSVRC/Data/CLS-LOC"),
-    "Put train and val with one folder for each class (n01440764, ...) in <folder>/imagenet. torchvision makes them: "
+    "Put train and val with one folder for each class (n01440764, ...) in <folder>/imagenet, or Kaggle's ILSVRC folder "
+    "and LOC_val_solution.csv in <folder>. torchvision makes the former: "
     "put ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz from image-net.org there "
     "and call torchvision.datasets.ImageNet('<folder>/imagenet', 'train') and (..., 'val') once.",
 )
@@ -27,4 +40,17 @@ def read_imagenet(root: Path | None) -> tuple[Listing, Listing]:
         raise IMAGENET.error(
             f"{train} has {len(classes)} folders named like a class (n01440764), expected {NB_CLASSES}"
         )
-    return class_folders(train, classes, IMAGENET), class_folders(val, classes, IMAGENET)
+    solution = next((path for path in (folder / _SOLUTION for folder in val.parents[:4]) if path.exists()), None)
+    if solution is None or subfolders(val):
+        return class_folders(train, classes, IMAGENET), class_folders(val, classes, IMAGENET)
+    return class_folders(train, classes, IMAGENET), _flat(val, solution, classes)
+
+
+def _flat(folder: Path, table: Path, classes: Sequence[str]) -> Listing:
+    """Return images of one folder whose classes a table gives: the first word of each prediction."""
+    paths, labels = [], []
+    for where, row in read_table(table, ("ImageId", "PredictionString"), IMAGENET):
+        paths.append(folder / f"{row['ImageId']}.JPEG")
+        labels.append(class_index(row["PredictionString"].split(" ")[0], classes, where, IMAGENET))
+    check_listed(len(paths), len(images_in(folder)), table, folder, IMAGENET)
+    return listing(paths, labels, classes)

@@ -124,8 +124,8 @@ def _fashion_mnist() -> Preset:
             "succeeds; IPGuard's margin k = 5 with steps of 0.01, since most probes do not reach k = 10. RemovalNet: "
             "shuffle ratio 0.1, since 2 % of 24 channels is none; a larger weight of the victim's labels, half the "
             "rate, which falls to zero, fewer steps and re-estimated BatchNorm statistics keep the accuracy, which the "
-            "code's own settings lose here; see docs/fashion-mnist.md for what each buys. Victim and negatives are trained "
-            "at a rate of 0.05 with momentum 0.9, negatives with CIFAR10's divisors of stages; baselines take 500 steps."
+            "code's own settings lose here; see docs/fashion-mnist.md for what each buys. Victim and negatives have a "
+            "rate of 0.05 with momentum 0.9, negatives CIFAR10's divisors of stages; baselines take 500 steps."
         ),
     )
 

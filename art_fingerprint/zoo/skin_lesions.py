@@ -10,6 +10,8 @@ from art_fingerprint.zoo.listing import Listing, Place, check_classes, check_lis
 
 CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 BCN_CLASSES = ("ak", "bcc", "bkl", "df", "mel", "nv", "scc", "vasc")
+# A test image that the organisers' scoring leaves out; the test images of HAM10000's own record lack it.
+NOT_SCORED = "ISIC_0035068"
 BCN_ALIASES = {"ak": "akiec"}
 HAM10000 = Place(
     "HAM10000",
@@ -22,7 +24,7 @@ ISIC2018 = Place(
     ("isic2018", "ISIC2018"),
     "Unpack ISIC2018_Task3_Training_Input.zip, ISIC2018_Task3_Training_GroundTruth.zip, ISIC2018_Task3_Test_Input.zip "
     "and ISIC2018_Task3_Test_GroundTruth.zip from challenge.isic-archive.com/data in <folder>/isic2018, and put "
-    "ISIC2018_Task3_Training_LesionGroupings.csv there.",
+    "ISIC2018_Task3_Training_LesionGroupings.csv there. (Test files of HAM10000's record have another form.)",
 )
 BCN20000 = Place(
     "BCN20000",
@@ -40,8 +42,8 @@ def read_ham10000(root: Path | None) -> Listing:
         root,
         [
             ["HAM10000_metadata.csv", "HAM10000_metadata.tab", "HAM10000_metadata"],
-            ["HAM10000_images_part_1", "ham10000_images_part_1"],
-            ["HAM10000_images_part_2", "ham10000_images_part_2"],
+            [*_nested("HAM10000_images_part_1"), "ham10000_images_part_1"],
+            [*_nested("HAM10000_images_part_2"), "ham10000_images_part_2"],
         ],
     )
     files = _files(folders)
@@ -57,14 +59,16 @@ def read_ham10000(root: Path | None) -> Listing:
 
 
 def read_isic2018(root: Path | None) -> tuple[Listing, Listing]:
-    """Return the training images, those of HAM10000, grouped by lesion, and the 1512 test images."""
+    """Return the training images, those of HAM10000, grouped by lesion, and the test images: 1511 of 1512 that are
+    scored, see :data:`NOT_SCORED`.
+    """
     paths = ISIC2018.find(
         root,
         [
-            ["ISIC2018_Task3_Training_Input"],
+            _nested("ISIC2018_Task3_Training_Input"),
             _packed("ISIC2018_Task3_Training_GroundTruth"),
             ["ISIC2018_Task3_Training_LesionGroupings.csv"],
-            ["ISIC2018_Task3_Test_Input"],
+            _nested("ISIC2018_Task3_Test_Input"),
             _packed("ISIC2018_Task3_Test_GroundTruth"),
         ],
     )
@@ -76,8 +80,11 @@ def read_isic2018(root: Path | None) -> tuple[Listing, Listing]:
 def _challenge(folder: Path, table: Path, lesions: dict[str, str] | None) -> Listing:
     columns = tuple(name.upper() for name in CLASSES)
     files = _files([folder])
+    files.pop(NOT_SCORED, None)
     paths, labels, groups = [], [], []
     for where, row in read_table(table, ("image", *columns), ISIC2018):
+        if row["image"] == NOT_SCORED:
+            continue
         paths.append(_file(files, row["image"], where, [folder], ISIC2018))
         labels.append(columns.index(_hot(row, columns, where, ISIC2018)))
         if lesions is not None:
@@ -102,7 +109,7 @@ def read_bcn20000(root: Path | None) -> Listing:
         ["BCN_20k_train/bcn_20k_train", "bcn_20k_train", "BCN_20k_train"],
     ]
     challenge = [
-        ["ISIC_2019_Training_Input/ISIC_2019_Training_Input", "ISIC_2019_Training_Input"],
+        _nested("ISIC_2019_Training_Input"),
         ["ISIC_2019_Training_GroundTruth.csv"],
         ["ISIC_2019_Training_Metadata.csv"],
     ]
@@ -155,8 +162,12 @@ def _bcn_of_isic2019(folder: Path, table: Path, metadata: Path) -> Listing:
     return listing(paths, labels, BCN_CLASSES, groups)
 
 
+def _nested(name: str) -> list[str]:
+    return [f"{name}/{name}", name]  # unpackers put an archive's folder into one of its name
+
+
 def _packed(name: str) -> list[str]:
-    return [f"{name}/{name}.csv", f"{name}.csv"]
+    return [f"{name}/{name}/{name}.csv", f"{name}/{name}.csv", f"{name}.csv"]
 
 
 def _files(folders: Sequence[Path]) -> dict[str, str]:
@@ -164,7 +175,7 @@ def _files(folders: Sequence[Path]) -> dict[str, str]:
         os.path.splitext(entry.name)[0]: entry.path
         for folder in folders
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name)
-        if entry.name.lower().endswith((".jpg", ".jpeg"))
+        if entry.name.lower().endswith((".jpg", ".jpeg")) and not entry.name.startswith(".")
     }
 
 

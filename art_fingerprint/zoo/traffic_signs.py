@@ -44,9 +44,21 @@ def read_gtsrb(root: Path | None) -> tuple[Listing, Listing]:
         ],
     )
     images = class_folders(train, CLASSES, GTSRB)
+    if "Final_Training" in train.parts:
+        _check_whole(train, images)
     return replace(images, groups=np.array([_track(Path(path)) for path in images.source], dtype=object)), _test(
         test, table
     )
+
+
+def _check_whole(folder: Path, images: Listing) -> None:
+    """Refuse a folder that lacks images of its classes' own lists."""
+    there = {(path.parent.name, path.name) for path in map(Path, images.source)}
+    for name in CLASSES:
+        table = folder / name / f"GT-{name}.csv"
+        for where, row in read_table(table, ("Filename",), GTSRB, ";") if table.exists() else ():
+            if (name, row["Filename"]) not in there:
+                raise GTSRB.error(f"{where}: there is no image {row['Filename']} in {table.parent} (cut off?)")
 
 
 def _track(path: Path) -> str:

@@ -60,7 +60,7 @@ def test_a_missing_set_says_what_to_put_where(name: str, tmp_path: Path, monkeyp
     ("name", "gone", "message"),
     [
         ("gtsrb", "gtsrb/GT-final_test.csv", r"gtsrb has no GT-final_test\.csv or "),
-        ("ham10000", "ham10000/HAM10000_images_part_2", r"ham10000 has no HAM10000_images_part_2 or ham10000_"),
+        ("ham10000", "ham10000/HAM10000_images_part_2", r"ham10000 has no [^;]*HAM10000_images_part_2 or ham10000_"),
         ("ham10000", "bcn20000/bcn_20k_train.csv", r"^BCN20000: .*bcn20000 has no bcn_20k_train\.csv or "),
         (
             "isic2018",
@@ -298,6 +298,12 @@ def test_no_label_file(tmp_path: Path, content: bytes, message: str) -> None:
     table.write_bytes(content)
     assert f"{table}" in refused("gtsrb", tmp_path)
     assert message in refused("gtsrb", tmp_path)
+
+
+def test_images_of_gtsrb_that_the_classes_own_lists_promise(tmp_path: Path) -> None:
+    folder = photo_sets.make_gtsrb(tmp_path) / "GTSRB" / "Final_Training" / "Images" / "00007"
+    (folder / "00002_00001.ppm").unlink()
+    assert f"there is no image 00002_00001.ppm in {folder} (cut off?)" in refused("gtsrb", tmp_path)
 
 
 def test_names_that_are_not_gtsrb(tmp_path: Path) -> None:

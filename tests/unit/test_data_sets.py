@@ -386,11 +386,109 @@ def test_bcn_labels_are_those_of_the_victim_where_it_has_them(root: Path) -> Non
         assert label == (wanted[diagnosis] if diagnosis in wanted else CLASSES.index(diagnosis))
 
 
-@pytest.mark.parametrize("layout", ["lfw-py/lfw-deepfunneled", "lfw/lfw-deepfunneled/lfw-deepfunneled", "lfw/lfw"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        *("lfw-py/lfw-deepfunneled", "lfw/lfw-deepfunneled/lfw-deepfunneled", "lfw/lfw", "lfw"),
+        *("lfw_funneled", "lfw-funneled/lfw_funneled", "lfw/lfw-funneled/lfw_funneled"),
+    ],
+)
 def test_lfw_is_found(root: Path, tmp_path: Path, layout: str) -> None:
     (tmp_path / layout).parent.mkdir(parents=True)
     shutil.copytree(root / "lfw-py" / "lfw_funneled", tmp_path / layout)
     assert array_digest(load("lfw", tmp_path).x_train) == array_digest(load("lfw", root).x_train)
+
+
+def into_itself(folder: Path) -> None:
+    """Do what unpackers do with an archive that has a folder of its own name."""
+    aside = folder.rename(folder.with_name("aside"))
+    folder.mkdir()
+    aside.rename(folder / folder.name)
+
+
+def test_folders_in_folders_of_their_names(root: Path, tmp_path: Path) -> None:
+    for folder in (photo_sets.make_ham10000(tmp_path), photo_sets.make_isic2018(tmp_path)):
+        for path in [path for path in folder.iterdir() if path.is_dir()]:
+            into_itself(path)
+    for name in ("ham10000", "isic2018"):
+        found, plain = (load(name, place, substitute="none") for place in (tmp_path, root))
+        assert array_digest(found.x_train) == array_digest(plain.x_train)
+        assert array_digest(found.x_test) == array_digest(plain.x_test)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_test_image_that_is_not_scored_is_no_part(root: Path, tmp_path: Path, there: bool) -> None:
+    folder = photo_sets.make_isic2018(tmp_path)
+    name = "ISIC2018_Task3_Test_GroundTruth"
+    with open(folder / name / f"{name}.csv", "a") as file:
+        file.write("ISIC_0035068,0.0,1.0,0.0,0.0,0.0,0.0,0.0\n")
+    if there:
+        photo_sets.save(folder / "ISIC2018_Task3_Test_Input" / "ISIC_0035068.jpg", photo_sets.picture(1, 60, 45))
+    found, plain = (load("isic2018", place, substitute="none") for place in (tmp_path, root))
+    assert array_digest(found.x_test) == array_digest(plain.x_test)
+
+
+def test_hidden_files_are_no_lesions(root: Path, tmp_path: Path) -> None:
+    folder = photo_sets.make_ham10000(tmp_path)
+    (folder / "HAM10000_images_part_1" / "._ISIC_0024306.jpg").write_bytes(b"of a file system without attributes")
+    found, plain = (load("ham10000", place, substitute="none") for place in (tmp_path, root))
+    assert array_digest(found.x_train) == array_digest(plain.x_train)
+
+
+def test_celeba_as_its_publisher_and_as_kaggle_lay_it_out(root: Path, tmp_path: Path) -> None:
+    plain = load("celeba-20", root, substitute="none")
+    published = photo_sets.make_celeba(tmp_path / "a")
+    for part, file in (
+        ("Anno", "list_attr_celeba.txt"),
+        ("Eval", "list_eval_partition.txt"),
+        ("Img", "img_align_celeba"),
+    ):
+        (published / part).mkdir()
+        (published / file).rename(published / part / file)
+    commas = photo_sets.make_celeba(tmp_path / "b")
+    into_itself(commas / "img_align_celeba")
+    attributes = commas.joinpath("list_attr_celeba.txt").read_text().split("\n")[1:]
+    attributes[0] = f"image_id {attributes[0]}"
+    partition = ["image_id partition", *commas.joinpath("list_eval_partition.txt").read_text().split("\n")]
+    for name, lines in (("list_attr_celeba", attributes), ("list_eval_partition", partition)):
+        (commas / f"{name}.csv").write_text("\n".join(",".join(line.split()) for line in lines))
+        (commas / f"{name}.txt").unlink()
+    for place in ("a", "b"):
+        found = load("celeba-20", tmp_path / place, substitute="none")
+        assert array_digest(found.x_train) == array_digest(plain.x_train)
+        assert found.y_test.tolist() == plain.y_test.tolist()
+
+
+def test_images_of_a_person_stay_together_where_it_is_known(tmp_path: Path) -> None:
+    folder = photo_sets.make_celeba(tmp_path)
+    names = [f"{number:06d}.jpg" for number in range(1, 71)]
+    people = folder / "identity_CelebA.txt"
+    people.write_text("".join(f"{name} {k // 3}\n" for k, name in enumerate(names)))
+    found = load("celeba-20", tmp_path, substitute="own", lazy=True)
+    groups = [{(int(path.stem) - 1) // 3 for path in files(found, part)} for part in ("train", "apart")]
+    assert groups[1]
+    assert not groups[0] & groups[1]
+    people.write_text("000001.jpg 1\n")
+    with pytest.raises(DatasetError, match=r"identity_CelebA\.txt .* does not know all images"):
+        load("celeba-20", tmp_path, substitute="own")
+    people.write_text("000001.jpg\n")
+    with pytest.raises(DatasetError, match=r"identity_CelebA\.txt, line 1: expected a file name and a person"):
+        load("celeba-20", tmp_path, substitute="own")
+
+
+def test_imagenet_as_kaggle_lays_it_out(root: Path, tmp_path: Path) -> None:
+    plain = load("imagenet", root, lazy=True)
+    inside = tmp_path / "ILSVRC" / "Data" / "CLS-LOC"
+    shutil.copytree(root / "imagenet" / "train", inside / "train")
+    (inside / "val").mkdir()
+    rows = ["ImageId,PredictionString"]
+    for path in sorted((root / "imagenet" / "val").glob("*/*.JPEG"), key=lambda path: path.name, reverse=True):
+        shutil.copy(path, inside / "val" / path.name)
+        rows.append(f"{path.stem},{path.parent.name} 1 2 3 4 {path.parent.name} 5 6 7 8 ")
+    (tmp_path / "LOC_val_solution.csv").write_text("\n".join(rows))
+    found = load("imagenet", tmp_path, lazy=True)
+    labels = {path.name: label for path, label in zip(files(plain, "test"), plain.y_test, strict=True)}
+    assert [labels[path.name] for path in files(found, "test")] == found.y_test.tolist()
 
 
 def test_faces_of_few_people_make_the_classes(root: Path) -> None:
