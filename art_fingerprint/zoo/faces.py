@@ -16,8 +16,8 @@ CELEBA = Place(
     ("celeba", "CelebA"),
     "Put list_attr_celeba.txt, list_eval_partition.txt and the unpacked img_align_celeba.zip from "
     "mmlab.ie.cuhk.edu.hk/projects/CelebA.html in <folder>/celeba, with identity_CelebA.txt if images of a person are "
-    "to stay together, or let torchvision fetch them with download=True (needs the package gdown; the drive often refuses "
-    "for a day).",
+    "to stay together, or let torchvision fetch them with download=True (needs the package gdown; the drive often "
+    "refuses for a day).",
 )
 LFW = Place(
     "LFW",
