@@ -394,7 +394,7 @@ def test_bcn_labels_are_those_of_the_victim_where_it_has_them(root: Path) -> Non
     ],
 )
 def test_lfw_is_found(root: Path, tmp_path: Path, layout: str) -> None:
-    (tmp_path / layout).parent.mkdir(parents=True)
+    (tmp_path / layout).parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(root / "lfw-py" / "lfw_funneled", tmp_path / layout, dirs_exist_ok=True)
     assert array_digest(load("lfw", tmp_path).x_train) == array_digest(load("lfw", root).x_train)
 
