@@ -45,7 +45,10 @@ def _parser() -> argparse.ArgumentParser:
         help="smoke: the whole pipeline with a handful of iterations on few images, to see that it runs; no results",
     )
     runs.add_argument(
-        "--seeds", type=_seeds, metavar="N|A,B,C", help="how many seeds, or which (default: 3; at smoke scale 1)"
+        "--seeds",
+        type=_seeds,
+        metavar="N|A,B,C",
+        help="how many seeds, or which (default: 3; at smoke scale 1; of a plan its own)",
     )
     runs.add_argument(
         "--executor",
@@ -87,9 +90,13 @@ def _parser() -> argparse.ArgumentParser:
     model = _Parser(add_help=False)
     model.add_argument("--model", required=True, metavar="FACTORY", help="package.module:function, or timm:NAME")
     model.add_argument("--weights", type=Path, metavar="W", help="safetensors, or a state dict saved by torch")
-    model.add_argument("--nb-classes", type=int, help="for timm: number of classes")
+    model.add_argument("--nb-classes", type=int, help="for timm: number of classes (verify: the fingerprint's)")
     model.add_argument(
-        "--clip", type=float, nargs=2, metavar=("LOW", "HIGH"), help="range of the images (default: 0 1)"
+        "--clip",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="range of the images (default: 0 1; verify: the fingerprint's)",
     )
     model.add_argument("--mean", type=float, nargs="+", help="standardisation in front of the network")
     model.add_argument("--std", type=float, nargs="+", help="as --mean")
@@ -101,7 +108,9 @@ def _parser() -> argparse.ArgumentParser:
 
     extract = verbs.add_parser("extract", parents=[model, data], help="extract a model's fingerprint into a file")
     extract.add_argument("--verifier", required=True, metavar="NAME", help="e.g. ZestVerifier; see list verifiers")
-    extract.add_argument("--profile", default="paper", help="paper (default), removalnet or removalnet-legacy")
+    extract.add_argument(
+        "--profile", default="paper", help="paper (default), removalnet, removalnet-legacy, or one of its own"
+    )
     extract.add_argument(
         "--references", type=Path, nargs="+", default=[], metavar="W", help="weights of independent models"
     )
@@ -121,7 +130,11 @@ def _parser() -> argparse.ArgumentParser:
         "--repeats", type=int, default=0, metavar="N", help="images sent twice, to see whether answers are random"
     )
     verify.add_argument("--json", action="store_true", help="print the verdict as JSON")
-    verify.add_argument("--fail-if-derived", action="store_true", help="exit status 1 for a derived model")
+    verify.add_argument(
+        "--fail-if-derived",
+        action="store_true",
+        help="exit status 1 for a derived model; 0 for any other, an undecided one included",
+    )
 
     verbs.add_parser("doctor", help="versions, devices, import problems, one tiny verifier run")
 
