@@ -8,7 +8,6 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +62,7 @@ def write_report(folder: Path, published: str | None = None) -> bool:
         if twin is not None:
             own["published"] = beside_published(table, twin.table, twin.same)
         for name, sheet in own.items():
-            warned = () if name == "table" else tables.warnings_of(rows)
-            sheets.setdefault(name, {})[preset] = replace(sheet, notes=(*warned, *sheet.notes))
+            sheets.setdefault(name, {})[preset] = tables.marked(sheet, tables.warnings_of(rows))
         if figure is not None:
             figures["tradeoff", preset] = figure
         if (drawn := _heat_map(rows)) is not None:

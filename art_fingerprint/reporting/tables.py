@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from art_fingerprint.exceptions import InvalidInputError
@@ -186,6 +186,14 @@ def table_one(rows: Iterable[Mapping[str, Any]]) -> Table:
 def warnings_of(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     """Return what a reader of these rows must know: that they are of a smoke run, if they are."""
     return (SMOKE,) if any(row.get("scale") == "smoke" for row in rows) else ()
+
+
+def marked(sheet: Sheet, warnings: Sequence[str]) -> Sheet:
+    """Return a table with what its reader must know, in its first heading, too: not every form has notes."""
+    first, *others = sheet.cells[0]
+    known = not warnings or SMOKE_TITLE in first
+    cells = sheet.cells if known else [[first + SMOKE_TITLE, *others], *sheet.cells[1:]]
+    return replace(sheet, cells=cells, notes=(*warnings, *(note for note in sheet.notes if note not in warnings)))
 
 
 def _line(label: str, rows: list[Mapping[str, Any]]) -> Line:

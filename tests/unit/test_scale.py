@@ -206,6 +206,8 @@ def test_tables_and_reports_say_it(folder: Path, capsys: pytest.CaptureFixture[s
         assert SMOKE.split(":")[0] in (folder / f"{name}.md").read_text(), name
     for form in ("csv", "tex"):
         assert "digits (smoke, no results)" in (folder / f"table.{form}").read_text()
+        for name in ("verifiers", "verdicts", "attacks", "published"):
+            assert "(smoke, no results)" in (folder / f"{name}.{form}").read_text().split("\n\n")[0], name
     page = (folder / "report.html").read_text()
     assert SMOKE in page
     assert "<title>art_fingerprint: digits (smoke, no results)</title>" in page
@@ -217,7 +219,7 @@ def test_experiments_say_it_and_share_models_with_the_bench(folder: Path, capsys
     for name in ("table1", "table4", "fig9"):
         assert main(["experiment", name, *arguments]) == OK
         assert capsys.readouterr().out.count("SMOKE SCALE") == 1
-        assert (folder / f"{name}-digits-smoke.csv").exists()
+        assert "(smoke, no results)" in (folder / f"{name}-digits-smoke.csv").read_text().split("\n")[0]
     assert set((folder / "models").iterdir()) == before
     assert (folder / "fig9-digits-smoke.png").exists()
 
