@@ -30,7 +30,7 @@ def beside_published(table: Table, published: PublishedTable, same: bool | None 
 
     :param table: Our table.
     :param published: The paper's, for one data set.
-    :param same: Whether that is ours, see :class:`.Counterpart`; ``None``: if it has our name.
+    :param same: Whether that is ours, see ``Counterpart``; ``None``: if it has our name.
     """
     same = plain_name(table.dataset) == plain_name(published.dataset) if same is None else same
     shown = [

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from art_fingerprint.exceptions import InvalidInputError, MissingDependencyError
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart. What stands in many figures has a fixed colour.
@@ -60,7 +59,7 @@ def marker_of(name: str) -> str:
     return _MARKERS[place % len(_MARKERS)]
 
 
-def legend_entries(panels: Iterable[Axes]) -> tuple[list[Any], list[str]]:
+def legend_entries(panels: Iterable[Any]) -> tuple[list[Any], list[str]]:
     """Return handles and names of all that is drawn in some panel, each name once: not every panel has all of it."""
     drawn: dict[str, Any] = {}
     for axes in panels:
