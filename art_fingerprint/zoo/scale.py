@@ -22,9 +22,9 @@ from art_fingerprint.zoo.recipes import Recipe
 SCALES = get_args(Scale)
 SUFFIX = "-smoke"
 
-#: Most samples of each part. The test set reaches beyond the images of Fig. 9, and 2 % of the training set, the least
-#: share of Fig. 6, are a batch.
-SAMPLES: Mapping[str, int] = {"train": 200, "apart": 40, "test": 40}
+#: Most samples of each part. The test set reaches beyond the images of Fig. 9, and 2 % of the attacker's data, the
+#: least share of Fig. 6, are a batch.
+SAMPLES: Mapping[str, int] = {"train": 200, "apart": 200, "test": 40}
 BATCH = 4
 #: Highest learning rate: the gradients of random weights on four images throw deep networks out of range in one step.
 RATE = 1e-4
@@ -87,7 +87,7 @@ def at_scale(preset: Preset, scale: str) -> Preset:
 
     ``"full"``: as it is. ``"smoke"``: its pipeline, with every attack and every verifier, but
 
-    - at most 200 training images, 40 held apart and 40 for tests, in batches of 4; of a data set of your own, which
+    - at most 200 training images, 200 held apart and 40 for tests, in batches of 4; of a data set of your own, which
       need not know ``max_samples``, all there are;
     - two optimiser steps of a low rate for each victim, reference and attack, three for a negative: weights are all but
       random;

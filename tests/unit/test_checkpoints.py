@@ -15,10 +15,10 @@ import pytest
 from art.estimators.classification import PyTorchClassifier
 
 from art_fingerprint.attacks.base import RemovalAttack
-from art_fingerprint.benchmark.materials import substitute_data
+from art_fingerprint.benchmark.materials import plain, substitute_data
 from art_fingerprint.benchmark.plan import Plan, plan_from
 from art_fingerprint.benchmark.runner import Bench
-from art_fingerprint.benchmark.store import Store, read_rows
+from art_fingerprint.benchmark.store import Store, cell_key, read_rows
 from art_fingerprint.benchmark.suspects import derive_checkpoints
 from art_fingerprint.benchmark.workbench import Workbench
 from art_fingerprint.core.cost import cost_so_far
@@ -128,19 +128,31 @@ def test_a_step_that_is_never_reached_is_said(tmp_path: Path) -> None:
 def test_shares_of_data() -> None:
     bench = Workbench(tiny(), "unused", (0,), "cpu")
     data, victim = bench.data, bench.untrained
-    wanted = int(0.2 * len(data.x_train))
-    parts = {}
-    for source in ("subset", "apart"):
-        x, y = substitute_data(data, victim, source, 0.1, 3, 0.2)
-        assert len(x) == len(y) == wanted
-        parts[source] = x
     pools = {"subset": data.x_train, "apart": data.x_apart}
+    parts = {}
+    for source, pool in pools.items():
+        x, y = substitute_data(data, victim, source, 0.1, 3, 0.2)
+        assert len(x) == len(y) == int(0.2 * len(pool))
+        parts[source] = x
     for source, x in parts.items():
         assert {image.tobytes() for image in np.asarray(x)} <= {image.tobytes() for image in pools[source]}
     assert len(substitute_data(data, victim, "subset", 0.1, 3)[0]) == int(0.1 * len(data.x_train))
     assert len(substitute_data(data, victim, "apart", 0.1, 3)[0]) == len(data.x_apart)
-    with pytest.raises(InvalidInputError, match="more than"):
-        substitute_data(data, victim, "apart", 0.1, 3, 1.0)
+    assert len(substitute_data(data, victim, "apart", 0.1, 3, 1.0)[0]) == len(data.x_apart)
+    with pytest.raises(InvalidInputError, match="selects none"):
+        substitute_data(data, victim, "apart", 0.1, 3, 0.001)
+
+
+def test_a_share_that_once_was_one_of_another_set_has_another_key() -> None:
+    """Rows of earlier versions took ``ratio`` of data held apart for a share of the training set."""
+    preset = checkpointed()
+    setting = replace(preset.attacks["R@4"], source="apart", step=None)
+    for ratio in (None, 0.2):
+        bench = Workbench(replace(preset, attacks={"R": replace(setting, ratio=ratio)}), "unused", (0,), "cpu")
+        described = {name: value for name, value in vars(bench.preset.attacks["R"]).items() if value is not None}
+        former = {"setting": {**described, "params": plain(setting.params)}}
+        key = cell_key(victim=bench.victim_key, seed=0, **former)
+        assert (key == bench.suspects[-1].key) is (ratio is None)
 
 
 def test_plans_carry_steps_and_ratios() -> None:
