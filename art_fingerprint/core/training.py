@@ -149,7 +149,8 @@ def random_shift(x: Tensor, max_shift: int, generator: torch.Generator) -> Tenso
 
 
 def check_batches(n: int, batch_size: int, network: nn.Module) -> None:
-    """Refuse data that a network with BatchNorm cannot be trained on; warn if there is less than one batch.
+    """Refuse data that a network with BatchNorm cannot be trained on; warn of less than one batch, and of a last batch
+    below an eighth of the others: statistics of so few samples cost RemovalNet a point of accuracy on Fashion-MNIST.
 
     :raises InvalidInputError: one sample, or batches of one, with BatchNorm.
     """
@@ -160,6 +161,11 @@ def check_batches(n: int, batch_size: int, network: nn.Module) -> None:
         )
     if n < batch_size:
         warn_caller(f"There are only {n} samples; batch_size is reduced from {batch_size} to {n}.")
+    elif 1 < n % batch_size < batch_size / 8 and has_batch_norm(network):
+        warn_caller(
+            f"The last batch of an epoch has {n % batch_size} of {n} samples, few for BatchNorm's statistics: another "
+            f"batch_size than {batch_size} may keep more accuracy."
+        )
 
 
 def fit(

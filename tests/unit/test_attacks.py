@@ -275,6 +275,17 @@ def test_every_default_works(images: np.ndarray, caplog: pytest.LogCaptureFixtur
     assert {w.filename for w in record} == {__file__}
 
 
+@pytest.mark.parametrize(
+    ("n", "warned"), [(34, True), (33, False), (32, False), (37, False)]
+)  # of 32: 2, 1 dropped, 0, 5
+def test_a_last_batch_that_is_small_for_batch_norm_warns(images: np.ndarray, n: int, warned: bool) -> None:
+    attack = FineTuningAttack(several_classes(images), batch_size=32, max_iter=2)
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        attack.generate(images[:n])
+    assert any("few for BatchNorm's statistics" in str(w.message) for w in record) is warned
+
+
 @functools.cache
 def default_weights(images: bytes) -> dict[str, Tensor]:
     x = np.frombuffer(images, np.float32).reshape(-1, 1, 8, 8).copy()
