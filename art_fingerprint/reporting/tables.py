@@ -178,7 +178,7 @@ def table_one(rows: Iterable[Mapping[str, Any]]) -> Table:
         victim_accuracy=100 * victim[0] if victim else None,
         lines=tuple(_line(label, [row for row in wanted if row["suspect"] == label]) for label in labels),
         thresholds=thresholds,
-        notes=_notes(kept),
+        notes=(*_notes(kept), *_mixed(wanted)),
         warnings=warnings_of(kept),
     )
 
@@ -228,6 +228,21 @@ def _notes(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
         one_line(f"{status}: {suspect} (seed {', '.join(found)}), {verifier}: {reason}")
         for (status, suspect, verifier, reason), found in seeds.items()
     )
+
+
+def _mixed(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return a note on every metric whose values are partly of logits and partly of probabilities."""
+    spaces: dict[str, set[str]] = {}
+    for row in rows:
+        for name, result in row["metrics"].items():
+            if result["value"] is not None:
+                spaces.setdefault(name, set()).add(result.get("space") or "")
+    return [
+        f"{one_line(name)} is of logits for some models and of probabilities for others: mean and threshold are "
+        "of no one scale. The table of verifiers keeps them apart."
+        for name, found in spaces.items()
+        if len(found) > 1
+    ]
 
 
 def cells(table: Table) -> list[list[str]]:

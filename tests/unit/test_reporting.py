@@ -269,6 +269,15 @@ def test_skipped_cells_are_called_so() -> None:
     assert table.lines[0].ownership == "Yes (1/1)"
 
 
+def test_values_of_two_scales_are_noted() -> None:
+    rows = [*make_rows("FT(0.5)", 0, NEAR), *make_rows("FT(0.5)", 1, NEAR)]
+    for row, space in zip(rows, ["logits"] * 4 + ["probabilities"] * 4, strict=True):
+        for name, result in row["metrics"].items():
+            result["space"] = space if name == "ZEST-L2" else "logits"
+    (note,) = table_one(rows).notes
+    assert note.startswith("ZEST-L2 is of logits for some models and of probabilities for others")
+
+
 def test_failed_verifier_leaves_accuracy_and_the_other_metrics() -> None:
     rows = make_rows("FT(0.5)", 0, NEAR, accuracy=0.95)
     rows[:1] = failed(rows[:1], "EmptyFingerprintError: no probe", accuracy=0.95)
