@@ -11,12 +11,14 @@ import numpy as np
 from art_fingerprint.zoo.listing import (
     Listing,
     Place,
+    check_classes,
     check_listed,
     class_folders,
     class_index,
     images_in,
     listing,
     read_table,
+    subfolders,
 )
 
 CLASSES = tuple(f"{number:05d}" for number in range(43))
@@ -24,10 +26,10 @@ GTSRB = Place(
     "GTSRB",
     ("gtsrb", "GTSRB", "."),
     "Unpack GTSRB_Final_Training_Images.zip (or torchvision's GTSRB-Training_fixed.zip), GTSRB_Final_Test_Images.zip "
-    "and GTSRB_Final_Test_GT.zip from benchmark.ini.rub.de in <folder>/gtsrb, or let torchvision fetch them with "
-    "download=True.",
+    "and GTSRB_Final_Test_GT.zip from benchmark.ini.rub.de in <folder>/gtsrb, or Kaggle's Train, Test, Train.csv and "
+    "Test.csv, or let torchvision fetch them with download=True.",
 )
-_TRACK = re.compile(r"(\d{5})_\d{5}\.ppm")
+_TRACK = re.compile(r"(?:\d{5}_)?(\d{5})_\d{5}\.(?:ppm|png)")  # Kaggle's begin with the class
 
 
 def read_gtsrb(root: Path | None) -> tuple[Listing, Listing]:
@@ -35,6 +37,9 @@ def read_gtsrb(root: Path | None) -> tuple[Listing, Listing]:
 
     Files of one class with the same first number show one physical sign as a car comes near: they are one group.
     """
+    tables = _kaggle(root)
+    if tables is not None:
+        return _listed(tables[0], "Train"), _listed(tables[1], "Test")
     train, test, table = GTSRB.find(
         root,
         [
@@ -46,9 +51,34 @@ def read_gtsrb(root: Path | None) -> tuple[Listing, Listing]:
     images = class_folders(train, CLASSES, GTSRB)
     if "Final_Training" in train.parts:
         _check_whole(train, images)
-    return replace(images, groups=np.array([_track(Path(path)) for path in images.source], dtype=object)), _test(
-        test, table
-    )
+    return _grouped(images), _test(test, table)
+
+
+def _kaggle(root: Path | None) -> list[Path] | None:
+    """Return the tables of training and test images of Kaggle's form, from the first folder that has them."""
+    for base in () if root is None else [root / folder for folder in GTSRB.folders]:
+        found = [base / name for name in ("Train.csv", "Test.csv")]
+        if all(path.is_file() for path in found):
+            return found
+    return None
+
+
+def _listed(table: Path, part: str) -> Listing:
+    paths, labels, folder = [], [], table.parent / part
+    for where, row in read_table(table, ("Path", "ClassId"), GTSRB):
+        paths.append(table.parent / row["Path"])
+        labels.append(class_index(row["ClassId"].zfill(5), CLASSES, where, GTSRB))
+    if not folder.is_dir():
+        raise GTSRB.error(f"{table.parent} has no {part}")
+    nb_images = len(images_in(folder)) + sum(len(images_in(folder / name)) for name in subfolders(folder))
+    check_listed(len(paths), nb_images, table, folder, GTSRB)
+    found = listing(paths, labels, CLASSES)
+    check_classes(found, table, GTSRB)
+    return _grouped(found) if part == "Train" else found
+
+
+def _grouped(images: Listing) -> Listing:
+    return replace(images, groups=np.array([_track(Path(path)) for path in images.source], dtype=object))
 
 
 def _check_whole(folder: Path, images: Listing) -> None:

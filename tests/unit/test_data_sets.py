@@ -278,6 +278,32 @@ def test_gtsrb_is_what_torchvision_reads(tmp_path: Path) -> None:
             assert y[k] == label
 
 
+def test_gtsrb_as_kaggle_lays_it_out(root: Path, tmp_path: Path) -> None:
+    plain = load("gtsrb", root, substitute="none", lazy=True)
+    heading = ["Width", "Height", "Roi.X1", "Roi.Y1", "Roi.X2", "Roi.Y2", "ClassId", "Path"]
+    for part, table in (("train", "Train"), ("test", "Test")):
+        rows: list[list[object]] = [heading]
+        for path, label in zip(files(plain, part), getattr(plain, f"y_{part}"), strict=True):
+            inside = f"{label}/{label:05d}_{path.stem}.png" if part == "train" else f"{path.stem}.png"
+            target = tmp_path / "gtsrb" / table / inside
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(path) as image:
+                image.save(target)
+            rows.append([*range(6), label, f"{table}/{inside}"])
+        photo_sets.table(tmp_path / "gtsrb" / f"{table}.csv", rows)
+    found, plain = (load("gtsrb", place, substitute="none") for place in (tmp_path, root))
+    for part in ("train", "test"):
+        pairs = [zip(keys(getattr(d, f"x_{part}")), getattr(d, f"y_{part}"), strict=True) for d in (found, plain)]
+        assert sorted(pairs[0]) == sorted(pairs[1])
+    apart = load("gtsrb", tmp_path, lazy=True)
+    tracks = [{path.stem.rpartition("_")[0] for path in files(apart, part)} for part in ("train", "apart")]
+    assert tracks[1]
+    assert not tracks[0] & tracks[1]
+    target.unlink()
+    with pytest.raises(DatasetError, match=r"Test\.csv lists 86 images, .*Test has 85"):
+        load("gtsrb", tmp_path)
+
+
 @pytest.mark.usefixtures("file_order")
 @pytest.mark.parametrize(("attribute", "name"), [(20, "Male"), (31, "Smiling")])
 def test_celeba_is_what_torchvision_reads(
