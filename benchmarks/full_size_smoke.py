@@ -190,7 +190,7 @@ def attacks(
 def attackers_data(preset: Preset, data: Dataset, setting: AttackSetting) -> tuple[np.ndarray | LazyImages, np.ndarray]:
     """Return an attacker's data as the bench does, with random labels in place of the victim's, which take hours."""
     x, y = (data.x_apart, data.y_apart) if setting.source == "apart" else (data.x_train, data.y_train)
-    share = share_of_source(data, setting.source, preset.subset_ratio, setting.ratio)
+    share = share_of_source(setting.source, preset.subset_ratio, setting.ratio)
     if share is None:
         return x, y
     chosen = select_substitute(np.random.default_rng(0).integers(0, data.nb_classes, len(x)), share)
