@@ -47,8 +47,8 @@ def write_report(folder: Path, published: str | None = None) -> bool:
     :raises InvalidInputError: no rows, or a data set that the paper does not have.
     :raises OSError: a file cannot be written.
     """
-    found = tables.by_preset(read_rows(folder))
-    groups, inner = by_experiment({preset: tables.ordered(rows) for preset, rows in found.items()})
+    newest = tables.by_preset(read_rows(folder))
+    groups, inner = by_experiment({preset: tables.ordered(rows) for preset, rows in newest.items()})
     twins = _twins({**{base: next(iter(found.values())) for base, found in inner.items()}, **groups}, published)
     sheets: dict[str, dict[str, Sheet]] = {}  # table, preset
     figures = {}
@@ -62,7 +62,7 @@ def write_report(folder: Path, published: str | None = None) -> bool:
         if twin is not None:
             own["published"] = beside_published(table, twin.table, twin.same)
         for name, sheet in own.items():
-            sheets.setdefault(name, {})[preset] = tables.marked(sheet, tables.warnings_of(rows))
+            sheets.setdefault(name, {})[preset] = tables.marked(sheet, table.warnings)
         if figure is not None:
             figures["tradeoff", preset] = figure
         if (drawn := _heat_map(rows)) is not None:

@@ -259,7 +259,7 @@ class KnockoffNetsAttack(StealingAttack):
     def _check_data(self, data: SubstituteSet, network: nn.Module) -> None:
         if self.sampling_strategy == "random" and self.nb_stolen is None:
             super()._check_data(data, network)
-            self._check_pool(data)
+            data.check_classes(self.estimator.nb_classes, self.allow_degenerate)
             return
         data.needs_array("nb_stolen" if self.sampling_strategy == "random" else "sampling_strategy")
         count = self._nb_samples(len(data.x))
@@ -284,9 +284,6 @@ class KnockoffNetsAttack(StealingAttack):
                 "sampling_strategy='random' (allow_degenerate=True lifts this check)."
             )
 
-    def _check_pool(self, pool: SubstituteSet) -> None:
-        pool.check_classes(self.estimator.nb_classes, self.allow_degenerate)
-
     def targets(self, answers: Tensor) -> Tensor:
         """Return what is learned from the victim's logits ``(..., K)``: its probabilities, or its labels ``(...)``."""
         return answers.softmax(-1) if self.use_probability else answers.argmax(-1)
@@ -300,7 +297,7 @@ class KnockoffNetsAttack(StealingAttack):
             n = len(data.x)
             order = torch.randperm(n, generator=torch_generator(self.seed, type(self).__name__, "pool"))
             pool = _part(data, order[: self._nb_samples(n)])
-            self._check_pool(pool)
+            pool.check_classes(self.estimator.nb_classes, self.allow_degenerate)
 
         def wanted(batch: Batch) -> Tensor:
             return self.targets(pool.victim_logits_of(batch)) if self.use_probability else pool.victim_labels_of(batch)

@@ -26,7 +26,7 @@ from art_fingerprint.core.classifier import network_of
 from art_fingerprint.core.parameters import as_json
 from art_fingerprint.core.seeding import forked_random_state
 from art_fingerprint.core.versions import versions
-from art_fingerprint.evaluation.fidelity import accuracy_drop, predicted_labels
+from art_fingerprint.evaluation.fidelity import accuracy_drop, label_agreement, predicted_labels
 from art_fingerprint.exceptions import AccessError, IncompatibleSuspectError, StoreError
 from art_fingerprint.verifiers.base import Verifier
 from art_fingerprint.zoo.dataset import Dataset, halves
@@ -161,8 +161,8 @@ class Workbench:
         facts: dict[str, Any] = {"setting": {**described, "params": plain(setting.params)}}
         if setting.source == "subset" and setting.ratio is None:
             facts["subset_ratio"] = self.preset.subset_ratio
-        if setting.source == "apart" and setting.ratio is not None:  # was a share of the training set once
-            facts["samples"] = int(setting.ratio * len(self.data.x_apart))
+        if setting.source == "apart" and setting.ratio is not None:  # rows of former versions: of the training set
+            facts["share_of"] = "source"
         if "surrogate_factory" in setting.params:
             facts["network"] = self._own_network(setting)
         return cell_key(victim=self.victim_key, seed=seed, **facts)
@@ -357,7 +357,7 @@ class Workbench:
             facts = {
                 "accuracy": accuracy,
                 "accuracy_drop": accuracy_drop(float((self._victim_labels == truth).mean()), accuracy),
-                "agreement": float((labels == self._victim_labels).mean()),
+                "agreement": label_agreement(self._victim_labels, labels),
                 "robustness": robustness_of(model, self.data, self.preset),
             }
             self.store.save_facts(key, facts)

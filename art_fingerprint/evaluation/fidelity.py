@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
 from art_fingerprint.core.checks import check_images, check_labels
 from art_fingerprint.core.classifier import guarded
+from art_fingerprint.core.outputs import labels_of
 from art_fingerprint.exceptions import FingerprintError, IncompatibleSuspectError, SuspectFailedError
 
 
@@ -31,8 +33,12 @@ def accuracy_drop(victim_accuracy: float, suspect_accuracy: float) -> float:
 def agreement(victim: Any, suspect: Any, x: np.ndarray) -> float:
     """Return the share of samples on which two classifiers predict one label, in [0, 1]. Cost: n forwards of each."""
     images = check_images(x, tuple(victim.input_shape))
-    own, other = (predicted_labels(classifier, images) for classifier in (victim, suspect))
-    return float(((own == other) & (own >= 0)).mean())
+    return label_agreement(*(predicted_labels(classifier, images) for classifier in (victim, suspect)))
+
+
+def label_agreement(labels: np.ndarray, others: np.ndarray) -> float:
+    """Return the share of samples ``(n,)`` that have one label in both, in [0, 1]; -1 is no label."""
+    return float(((labels == others) & (labels >= 0)).mean())
 
 
 def predicted_labels(classifier: Any, images: np.ndarray) -> np.ndarray:
@@ -45,7 +51,7 @@ def predicted_labels(classifier: Any, images: np.ndarray) -> np.ndarray:
 
 def labels_in(answers: np.ndarray) -> np.ndarray:
     """Return the classes of the greatest scores of ``(n, K)``, -1 for a row that is NaN or infinite: no label."""
-    labels: np.ndarray = np.where(np.isfinite(answers).all(1), answers.argmax(1), -1)
+    labels: np.ndarray = labels_of(torch.from_numpy(np.array(answers, dtype=np.float64))).numpy()
     return labels
 
 

@@ -18,7 +18,7 @@ from art_fingerprint.exceptions import InvalidInputError, MissingDependencyError
 from art_fingerprint.experiments import ablation, insides, learning, ratios, stealing, tables
 from art_fingerprint.experiments.experiment import Experiment, Findings, Run, Seeds, failures
 from art_fingerprint.reporting.layout import render
-from art_fingerprint.reporting.tables import warnings_of
+from art_fingerprint.reporting.tables import warned, warnings_of
 from art_fingerprint.zoo.presets import Preset
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def _write(
 ) -> list[Path]:
     paths = []
     for part, found in findings.sheets.items():
-        sheet = replace(found, notes=(*warnings, *(note for note in found.notes if note not in warnings), *missing))
+        sheet = warned(replace(found, notes=(*found.notes, *missing)), warnings)
         for form in ("md", "csv"):
             path = folder / f"{stem}{f'-{part}' if part else ''}.{form}"
             write_whole(path, render({stem: sheet}, form).encode())

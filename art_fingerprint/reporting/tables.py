@@ -193,7 +193,12 @@ def marked(sheet: Sheet, warnings: Sequence[str]) -> Sheet:
     first, *others = sheet.cells[0]
     known = not warnings or SMOKE_TITLE in first
     cells = sheet.cells if known else [[first + SMOKE_TITLE, *others], *sheet.cells[1:]]
-    return replace(sheet, cells=cells, notes=(*warnings, *(note for note in sheet.notes if note not in warnings)))
+    return replace(warned(sheet, warnings), cells=cells)
+
+
+def warned(sheet: Sheet, warnings: Sequence[str]) -> Sheet:
+    """Return a table with what its reader must know as its first notes, once."""
+    return replace(sheet, notes=(*warnings, *(note for note in sheet.notes if note not in warnings)))
 
 
 def _line(label: str, rows: list[Mapping[str, Any]]) -> Line:

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from art_fingerprint.zoo.listing import Listing, Place, check_classes, check_listed, images_in, listing, subfolders
+from art_fingerprint.zoo.listing import (
+    Listing,
+    Place,
+    check_classes,
+    check_listed,
+    images_in,
+    listing,
+    nested,
+    subfolders,
+)
 
 ATTRIBUTES = {20: "Male", 31: "Smiling"}  # position in the published list, from 0
 CELEBA = Place(
@@ -46,7 +55,7 @@ def read_celeba(root: Path | None, attribute: int) -> tuple[Listing, Listing]:
         [
             ["list_attr_celeba.txt", "Anno/list_attr_celeba.txt", "list_attr_celeba.csv"],
             ["list_eval_partition.txt", "Eval/list_eval_partition.txt", "list_eval_partition.csv"],
-            ["img_align_celeba/img_align_celeba", "img_align_celeba", "Img/img_align_celeba"],
+            [*nested("img_align_celeba"), "Img/img_align_celeba"],
         ],
     )
     people = _people_of(table.parent / "identity_CelebA.txt")
@@ -116,9 +125,8 @@ def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
 
 def read_lfw(root: Path | None) -> Listing:
     """Return the 13233 images in the classes of 5749 people."""
-    deep = "lfw-deepfunneled"
     (folder,) = LFW.find(
-        root, [["lfw_funneled", "lfw-funneled/lfw_funneled", f"{deep}/{deep}", deep, "lfw", "lfw-funneled"]]
+        root, [["lfw_funneled", "lfw-funneled/lfw_funneled", *nested("lfw-deepfunneled"), "lfw", "lfw-funneled"]]
     )
     return _people(folder, LFW)
 

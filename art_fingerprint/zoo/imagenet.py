@@ -6,17 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from art_fingerprint.zoo.listing import (
-    Listing,
-    Place,
-    check_listed,
-    class_folders,
-    class_index,
-    images_in,
-    listing,
-    read_table,
-    subfolders,
-)
+from art_fingerprint.zoo.listing import Listing, Place, check_listed, class_folders, images_in, listed, subfolders
 
 NB_CLASSES = 1000
 _SOLUTION = "LOC_val_solution.csv"  # Kaggle's, beside the folder ILSVRC
@@ -48,9 +38,7 @@ def read_imagenet(root: Path | None) -> tuple[Listing, Listing]:
 
 def _flat(folder: Path, table: Path, classes: Sequence[str]) -> Listing:
     """Return images of one folder whose classes a table gives: the first word of each prediction."""
-    paths, labels = [], []
-    for where, row in read_table(table, ("ImageId", "PredictionString"), IMAGENET):
-        paths.append(folder / f"{row['ImageId']}.JPEG")
-        labels.append(class_index(row["PredictionString"].split(" ")[0], classes, where, IMAGENET))
-    check_listed(len(paths), len(images_in(folder)), table, folder, IMAGENET)
-    return listing(paths, labels, classes)
+    file = ("ImageId", lambda name: folder / f"{name}.JPEG")
+    found = listed(table, file, ("PredictionString", lambda text: text.split(" ")[0]), classes, IMAGENET)
+    check_listed(len(found), len(images_in(folder)), table, folder, IMAGENET)
+    return found

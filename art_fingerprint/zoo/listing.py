@@ -181,6 +181,32 @@ def read_table(
         raise place.error(f"{path} has no rows")
 
 
+def nested(name: str) -> list[str]:
+    """Return where an archive's folder may be: unpackers put it into one of its name."""
+    return [f"{name}/{name}", name]
+
+
+def listed(
+    table: Path,
+    file: tuple[str, Callable[[str], Path]],
+    label: tuple[str, Callable[[str], str]],
+    classes: Sequence[str],
+    place: Place,
+    delimiter: str | None = None,
+) -> Listing:
+    """Return the images of a label file that has one for each row.
+
+    :param file: A column, and the path that an entry of it stands for.
+    :param label: A column, and the class that an entry of it stands for.
+    :raises DatasetError: as :func:`read_table` and :func:`class_index`.
+    """
+    paths, labels = [], []
+    for where, row in read_table(table, (file[0], label[0]), place, delimiter):
+        paths.append(file[1](row[file[0]]))
+        labels.append(class_index(label[1](row[label[0]]), classes, where, place))
+    return listing(paths, labels, classes)
+
+
 def class_index(name: str, classes: Sequence[str], where: str, place: Place) -> int:
     """Return the index of a class name that a label file gives.
 

@@ -6,7 +6,17 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from art_fingerprint.zoo.listing import Listing, Place, check_classes, check_listed, class_index, listing, read_table
+from art_fingerprint.zoo.listing import (
+    Listing,
+    Place,
+    check_classes,
+    check_listed,
+    class_index,
+    images_in,
+    listing,
+    nested,
+    read_table,
+)
 
 CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 BCN_CLASSES = ("ak", "bcc", "bkl", "df", "mel", "nv", "scc", "vasc")
@@ -42,8 +52,8 @@ def read_ham10000(root: Path | None) -> Listing:
         root,
         [
             ["HAM10000_metadata.csv", "HAM10000_metadata.tab", "HAM10000_metadata"],
-            [*_nested("HAM10000_images_part_1"), "ham10000_images_part_1"],
-            [*_nested("HAM10000_images_part_2"), "ham10000_images_part_2"],
+            [*nested("HAM10000_images_part_1"), "ham10000_images_part_1"],
+            [*nested("HAM10000_images_part_2"), "ham10000_images_part_2"],
         ],
     )
     files = _files(folders)
@@ -65,10 +75,10 @@ def read_isic2018(root: Path | None) -> tuple[Listing, Listing]:
     paths = ISIC2018.find(
         root,
         [
-            _nested("ISIC2018_Task3_Training_Input"),
+            nested("ISIC2018_Task3_Training_Input"),
             _packed("ISIC2018_Task3_Training_GroundTruth"),
             ["ISIC2018_Task3_Training_LesionGroupings.csv"],
-            _nested("ISIC2018_Task3_Test_Input"),
+            nested("ISIC2018_Task3_Test_Input"),
             _packed("ISIC2018_Task3_Test_GroundTruth"),
         ],
     )
@@ -109,7 +119,7 @@ def read_bcn20000(root: Path | None) -> Listing:
         ["BCN_20k_train/bcn_20k_train", "bcn_20k_train", "BCN_20k_train"],
     ]
     challenge = [
-        _nested("ISIC_2019_Training_Input"),
+        nested("ISIC_2019_Training_Input"),
         ["ISIC_2019_Training_GroundTruth.csv"],
         ["ISIC_2019_Training_Metadata.csv"],
     ]
@@ -162,20 +172,16 @@ def _bcn_of_isic2019(folder: Path, table: Path, metadata: Path) -> Listing:
     return listing(paths, labels, BCN_CLASSES, groups)
 
 
-def _nested(name: str) -> list[str]:
-    return [f"{name}/{name}", name]  # unpackers put an archive's folder into one of its name
-
-
 def _packed(name: str) -> list[str]:
     return [f"{name}/{name}/{name}.csv", f"{name}/{name}.csv", f"{name}.csv"]
 
 
 def _files(folders: Sequence[Path]) -> dict[str, str]:
     return {
-        os.path.splitext(entry.name)[0]: entry.path
+        os.path.splitext(name)[0]: os.path.join(folder, name)
         for folder in folders
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name)
-        if entry.name.lower().endswith((".jpg", ".jpeg")) and not entry.name.startswith(".")
+        for name in images_in(folder)
+        if name.lower().endswith((".jpg", ".jpeg"))
     }
 
 

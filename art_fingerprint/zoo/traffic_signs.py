@@ -14,9 +14,8 @@ from art_fingerprint.zoo.listing import (
     check_classes,
     check_listed,
     class_folders,
-    class_index,
     images_in,
-    listing,
+    listed,
     read_table,
     subfolders,
 )
@@ -31,6 +30,8 @@ GTSRB = Place(
 )
 _TRACK = re.compile(r"(?:\d{5}_)?(\d{5})_\d{5}\.(?:ppm|png)")  # Kaggle's begin with the class
 
+_CLASS = ("ClassId", lambda number: str(number).zfill(5))
+
 
 def read_gtsrb(root: Path | None) -> tuple[Listing, Listing]:
     """Return training and test images, 39209 (26640 in torchvision's archive) and 12630 in 43 classes.
@@ -39,7 +40,7 @@ def read_gtsrb(root: Path | None) -> tuple[Listing, Listing]:
     """
     tables = _kaggle(root)
     if tables is not None:
-        return _listed(tables[0], "Train"), _listed(tables[1], "Test")
+        return _of_kaggle(tables[0], "Train"), _of_kaggle(tables[1], "Test")
     train, test, table = GTSRB.find(
         root,
         [
@@ -63,16 +64,13 @@ def _kaggle(root: Path | None) -> list[Path] | None:
     return None
 
 
-def _listed(table: Path, part: str) -> Listing:
-    paths, labels, folder = [], [], table.parent / part
-    for where, row in read_table(table, ("Path", "ClassId"), GTSRB):
-        paths.append(table.parent / row["Path"])
-        labels.append(class_index(row["ClassId"].zfill(5), CLASSES, where, GTSRB))
+def _of_kaggle(table: Path, part: str) -> Listing:
+    folder = table.parent / part
+    found = listed(table, ("Path", table.parent.joinpath), _CLASS, CLASSES, GTSRB)
     if not folder.is_dir():
         raise GTSRB.error(f"{table.parent} has no {part}")
     nb_images = len(images_in(folder)) + sum(len(images_in(folder / name)) for name in subfolders(folder))
-    check_listed(len(paths), nb_images, table, folder, GTSRB)
-    found = listing(paths, labels, CLASSES)
+    check_listed(len(found), nb_images, table, folder, GTSRB)
     check_classes(found, table, GTSRB)
     return _grouped(found) if part == "Train" else found
 
@@ -99,9 +97,6 @@ def _track(path: Path) -> str:
 
 
 def _test(folder: Path, table: Path) -> Listing:
-    paths, labels = [], []
-    for where, row in read_table(table, ("Filename", "ClassId"), GTSRB, ";"):
-        paths.append(folder / row["Filename"])
-        labels.append(class_index(row["ClassId"].zfill(5), CLASSES, where, GTSRB))
-    check_listed(len(paths), len(images_in(folder)), table, folder, GTSRB)
-    return listing(paths, labels, CLASSES)
+    found = listed(table, ("Filename", folder.joinpath), _CLASS, CLASSES, GTSRB, ";")
+    check_listed(len(found), len(images_in(folder)), table, folder, GTSRB)
+    return found
