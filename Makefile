@@ -47,12 +47,16 @@ test-newest: .venv-newest/ready
 docs: .venv/ready
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build
 
-# What users get: the wheel alone, in an environment of its own, away from the sources.
+# What users get: the wheel alone, in an environment of its own, away from the sources. Only torch and CUDA's libraries
+# are those of .venv, by links: the same versions, and five gigabytes that need not lie there twice.
+LENT := torch torch-* torchgen triton* nvidia* cuda*
 wheel: .venv/ready
 	rm -rf build dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 	$(PYTHON) -m venv build/clean
 	build/clean/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	cd .venv/lib/python*/site-packages && for part in $(LENT); do \
+	  test ! -e $$part || ln -s "$$PWD/$$part" "$(CURDIR)"/build/clean/lib/python*/site-packages/; done
 	build/clean/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
 	cd build && clean/bin/python -c "import art_fingerprint.attacks, art_fingerprint.verifiers, art_fingerprint.reporting.published as p; print(p.__file__)"
 	cd build && clean/bin/art-fingerprint list verifiers && clean/bin/art-fingerprint doctor
