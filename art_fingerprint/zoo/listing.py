@@ -34,6 +34,10 @@ class Place:
         """Return the error of this data set for one problem."""
         return DatasetError(f"{self.title}: {problem}. {self.advice}")
 
+    def has(self, root: Path | None, names: Sequence[str]) -> bool:
+        """Return whether any of these names is in any of the folders."""
+        return root is not None and any((root / folder / name).exists() for folder in self.folders for name in names)
+
     def find(self, root: Path | None, needed: Sequence[Sequence[str]]) -> list[Path]:
         """Return the paths of everything needed, from the first folder that has it all.
 

@@ -27,7 +27,8 @@ HAM10000 = Place(
     "HAM10000",
     ("ham10000", "HAM10000"),
     "Put HAM10000_metadata (.csv, .tab or without ending) and the unpacked HAM10000_images_part_1 and "
-    "HAM10000_images_part_2 from doi.org/10.7910/DVN/DBW86T in <folder>/ham10000.",
+    "HAM10000_images_part_2 (or one HAM10000_images with all of both) "
+    "from doi.org/10.7910/DVN/DBW86T in <folder>/ham10000.",
 )
 ISIC2018 = Place(
     "ISIC 2018, task 3",
@@ -48,14 +49,12 @@ BCN20000 = Place(
 
 def read_ham10000(root: Path | None) -> Listing:
     """Return the 10015 images in seven classes, grouped by lesion (7470)."""
-    table, *folders = HAM10000.find(
-        root,
-        [
-            ["HAM10000_metadata.csv", "HAM10000_metadata.tab", "HAM10000_metadata"],
-            [*nested("HAM10000_images_part_1"), "ham10000_images_part_1"],
-            [*nested("HAM10000_images_part_2"), "ham10000_images_part_2"],
-        ],
-    )
+    parts = [[*nested(f"HAM10000_images_part_{part}"), f"ham10000_images_part_{part}"] for part in (1, 2)]
+    merged = ["HAM10000_images", "images"]
+    if HAM10000.has(root, merged) and not any(HAM10000.has(root, part) for part in parts):
+        parts = [merged]
+    tables = ["HAM10000_metadata.csv", "HAM10000_metadata.tab", "HAM10000_metadata"]
+    table, *folders = HAM10000.find(root, [tables, *parts])
     files = _files(folders)
     paths, labels, lesions = [], [], []
     for where, row in read_table(table, ("lesion_id", "image_id", "dx"), HAM10000):
@@ -124,12 +123,7 @@ def read_bcn20000(root: Path | None) -> Listing:
         ["ISIC_2019_Training_Metadata.csv"],
     ]
 
-    def here(names: Sequence[str]) -> bool:
-        return root is not None and any(
-            (root / folder / name).is_file() for folder in BCN20000.folders for name in names
-        )
-
-    if here(challenge[1]) and not here(own[0]):
+    if BCN20000.has(root, challenge[1]) and not BCN20000.has(root, own[0]):
         folder, table, metadata = BCN20000.find(root, challenge)
         found = _bcn_of_isic2019(folder, table, metadata)
     else:

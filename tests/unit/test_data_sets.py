@@ -363,6 +363,17 @@ def test_ham10000_as_the_repository_names_it(root: Path, tmp_path: Path, name: s
     assert array_digest(ours.x_train) == array_digest(load("ham10000", root).x_train)
 
 
+@pytest.mark.parametrize("name", ["HAM10000_images", "images"])
+def test_ham10000_with_its_parts_in_one_folder(root: Path, tmp_path: Path, name: str) -> None:
+    first, second = (photo_sets.make_ham10000(tmp_path) / f"HAM10000_images_part_{part}" for part in (1, 2))
+    merged = first.rename(first.with_name(name))
+    for file in second.iterdir():
+        file.rename(merged / file.name)
+    second.rmdir()
+    ours = load("ham10000", tmp_path, substitute="none")
+    assert array_digest(ours.x_train) == array_digest(load("ham10000", root).x_train)
+
+
 def test_isic2018_is_ham10000_with_its_own_test_set(root: Path) -> None:
     ham, isic = load("ham10000", root, lazy=True), load("isic2018", root, lazy=True, substitute="own")
     names = {path.stem for part in ("train", "apart") for path in files(isic, part)}
