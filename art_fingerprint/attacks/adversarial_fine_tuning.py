@@ -20,7 +20,8 @@ from art_fingerprint.attacks.base import SubstituteSet, SurrogateCallback
 from art_fingerprint.attacks.soft_tuning import SoftTuningAttack
 from art_fingerprint.attacks.supervised import Masks
 from art_fingerprint.core.checks import check_number, check_sequence
-from art_fingerprint.core.classifier import LogitsNetwork, evaluating, network_of
+from art_fingerprint.core.classifier import LogitsNetwork, network_of
+from art_fingerprint.core.guard import evaluating
 from art_fingerprint.core.seeding import derive_seed, torch_generator
 from art_fingerprint.core.training import Batch, Batches, nb_batches
 from art_fingerprint.exceptions import InvalidInputError

@@ -19,15 +19,9 @@ from torch import nn
 from art_fingerprint.attacks.substitute import StreamedSet
 from art_fingerprint.attacks.substitute import SubstituteSet as SubstituteSet  # where attacks look for it
 from art_fingerprint.core.checks import check_flag, check_images, check_labels, check_number, check_seed, shown
-from art_fingerprint.core.classifier import (
-    check_classifier,
-    clone_classifier,
-    clone_network,
-    evaluating,
-    guarded,
-    network_of,
-)
+from art_fingerprint.core.classifier import check_classifier, clone_classifier, clone_network, network_of
 from art_fingerprint.core.cost import CostMeter, uncounted
+from art_fingerprint.core.guard import evaluating, guarded
 from art_fingerprint.core.parameters import as_json, as_python, changed_together
 from art_fingerprint.core.seeding import derive_seed, forked_random_state
 from art_fingerprint.core.streams import DataStream

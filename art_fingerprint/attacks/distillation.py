@@ -16,7 +16,8 @@ from art_fingerprint.attacks.base import SubstituteSet, SurrogateCallback
 from art_fingerprint.attacks.stealing import SurrogateFactory, check_factory, fresh_classifier
 from art_fingerprint.attacks.supervised import SupervisedAttack
 from art_fingerprint.core.checks import check_choice, check_flag, check_number, check_sequence
-from art_fingerprint.core.classifier import evaluating, network_of
+from art_fingerprint.core.classifier import network_of
+from art_fingerprint.core.guard import evaluating
 from art_fingerprint.core.layers import LayerTrace, levels, recorded, resolve_layer, stages
 from art_fingerprint.core.seeding import forked_random_state
 from art_fingerprint.core.training import Losses

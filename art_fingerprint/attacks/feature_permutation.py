@@ -12,7 +12,8 @@ from torch import nn
 from art_fingerprint.attacks.base import RemovalAttack, SubstituteSet, SurrogateCallback
 from art_fingerprint.core.chains import ChannelChain, find_chains, permute_chain
 from art_fingerprint.core.checks import check_number
-from art_fingerprint.core.classifier import evaluating, network_of
+from art_fingerprint.core.classifier import network_of
+from art_fingerprint.core.guard import evaluating
 from art_fingerprint.core.notices import warn_caller
 from art_fingerprint.core.precision import full_precision
 from art_fingerprint.core.rescaling import can_rescale, log_uniform, rescale_chain

@@ -16,7 +16,8 @@ from art_fingerprint.attacks.base import SubstituteSet, SurrogateCallback
 from art_fingerprint.attacks.knockoff_bandit import Bandit, Rewards, occurrences
 from art_fingerprint.attacks.stealing import StealingAttack, SurrogateFactory
 from art_fingerprint.core.checks import check_choice, check_flag, check_labels, check_number
-from art_fingerprint.core.classifier import LogitsNetwork, evaluating, has_batch_norm, network_of
+from art_fingerprint.core.classifier import LogitsNetwork, has_batch_norm, network_of
+from art_fingerprint.core.guard import evaluating
 from art_fingerprint.core.seeding import numpy_generator, torch_generator
 from art_fingerprint.core.training import Batch, Losses, check_batches, fit
 from art_fingerprint.exceptions import InvalidInputError, TrainingDivergedError

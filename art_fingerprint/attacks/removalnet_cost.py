@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from art_fingerprint.core.classifier import check_classifier, clip_bounds, guarded, has_batch_norm, network_of
+from art_fingerprint.core.classifier import check_classifier, clip_bounds, has_batch_norm, network_of
 from art_fingerprint.core.cost import CostMeter
 from art_fingerprint.core.cut import LayerCut
+from art_fingerprint.core.guard import guarded
 from art_fingerprint.core.layers import resolve_layer
 from art_fingerprint.core.training import samples_in_steps
 

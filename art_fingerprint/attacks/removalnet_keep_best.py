@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from art_fingerprint.core.classifier import LogitsNetwork, evaluating
+from art_fingerprint.core.classifier import LogitsNetwork
+from art_fingerprint.core.guard import evaluating
 from art_fingerprint.core.layers import recorded
 from art_fingerprint.core.notices import warn_caller
 from art_fingerprint.core.seeding import torch_generator

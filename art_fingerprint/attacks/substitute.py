@@ -8,11 +8,11 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
-from art_fingerprint.core.classifier import LogitsNetwork
+from art_fingerprint.core.classifier import LogitsNetwork, direct_view
 from art_fingerprint.core.cost import CostMeter
 from art_fingerprint.core.notices import warn_caller
 from art_fingerprint.core.outputs import OutputKind, detect_kind, nonfinite_rows, to_logits
-from art_fingerprint.core.queries import Suspect, direct_view
+from art_fingerprint.core.queries import Suspect
 from art_fingerprint.core.streams import DataStream, StreamBatches
 from art_fingerprint.core.training import Batch, Batches, EpochBatches
 from art_fingerprint.exceptions import InvalidInputError, NonFiniteOutputError

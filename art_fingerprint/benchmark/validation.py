@@ -12,7 +12,8 @@ from torch import nn
 from art_fingerprint.benchmark.plan import saying
 from art_fingerprint.core.adversarial import evasion
 from art_fingerprint.core.checks import check_choice, check_flag, check_number, check_seed, shown
-from art_fingerprint.core.classifier import LogitsNetwork, evaluating
+from art_fingerprint.core.classifier import LogitsNetwork
+from art_fingerprint.core.guard import evaluating
 from art_fingerprint.core.layers import resolve_layer
 from art_fingerprint.exceptions import InvalidInputError
 from art_fingerprint.verifiers.calibration import check_rule

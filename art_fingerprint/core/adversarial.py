@@ -31,8 +31,9 @@ from art_fingerprint.core.checks import (
     check_seed,
     shown,
 )
-from art_fingerprint.core.classifier import LogitsNetwork, check_classifier, clip_bounds, guarded
+from art_fingerprint.core.classifier import LogitsNetwork, check_classifier, clip_bounds
 from art_fingerprint.core.deepfool import deepfool
+from art_fingerprint.core.guard import guarded
 from art_fingerprint.core.outputs import OutputKind
 from art_fingerprint.core.parameters import as_json
 from art_fingerprint.core.perturbation import linf_ascent, per_channel

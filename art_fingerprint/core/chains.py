@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from art_fingerprint.core.classifier import evaluating
+from art_fingerprint.core.guard import evaluating
 from art_fingerprint.core.taps import get_layer
 
 # Functions of one value at a time, by what they make of zero. In-place twins (relu_) have the same name here.

@@ -1,4 +1,4 @@
-"""Access to an ART ``PyTorchClassifier``: its network, its preprocessing, its logits, a true copy, and its protection.
+"""Access to an ART ``PyTorchClassifier``: its network, its preprocessing, its logits, and a true copy.
 
 ART's own cloning and pickling write weights to disk and share objects, and its activation taps are never removed. All
 of that is avoided here, and no other module of the package touches ART's private attributes.
@@ -10,8 +10,6 @@ import copy
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
@@ -24,21 +22,12 @@ from art.preprocessing.standardisation_mean_std.utils import broadcastable_mean_
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from art_fingerprint.core.guard import HOOK_DICTS, guarded
 from art_fingerprint.core.outputs import OutputKind, detect_kind, to_logits
-from art_fingerprint.core.seeding import forked_random_state
 from art_fingerprint.exceptions import InvalidInputError
 
 logger = logging.getLogger(__name__)
 
-_HOOK_DICTS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
 # Re-parametrisations live in pre-hooks of these modules; without them a copy would compute something else.
 _PARAMETRISATION_MODULES = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm", "torch.nn.utils.prune")
 
@@ -74,18 +63,6 @@ def has_batch_norm(network: nn.Module) -> bool:
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
 
 
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode for a block; every module's own train/eval flag comes back."""
-    flags = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
-
-
 def clone_network(network: nn.Module) -> nn.Module:
     """Deep-copy a network: no shared storage, no hooks, no gradients, pruning made permanent, no files written."""
     # Re-parametrised weights are results of autograd, which deepcopy refuses: hand it detached copies of those.
@@ -102,7 +79,7 @@ def clone_network(network: nn.Module) -> nn.Module:
         if patched is not None and not (isinstance(patched, MethodType) and patched.__self__ is module):
             logger.info("A %s has a forward() put on the instance; the copy has its class's.", type(module).__name__)
             del module.forward
-        for name in _HOOK_DICTS:
+        for name in HOOK_DICTS:
             hooks = getattr(module, name, None)
             if hooks:
                 for key in [k for k, hook in hooks.items() if type(hook).__module__ not in _PARAMETRISATION_MODULES]:
@@ -312,6 +289,17 @@ def check_classifier(classifier: PyTorchClassifier) -> LogitsNetwork:
     return view
 
 
+def direct_view(classifier: Any) -> LogitsNetwork | None:
+    """Return a view of a classifier whose ``predict`` shows what its network answers, ``None`` for any other."""
+    own = getattr(classifier.predict, "__func__", None) is not PyTorchClassifier.predict
+    if not isinstance(classifier, PyTorchClassifier) or own or classifier.postprocessing_defences:
+        return None
+    try:
+        return LogitsNetwork(classifier, "logits")
+    except InvalidInputError:  # TorchScript, or quantised layers
+        return None
+
+
 def client_answers(classifier: Any, x: np.ndarray) -> np.ndarray:
     """Return what a client of a classifier sees, for one batch: what ``predict`` answers, or would but for two defects.
 
@@ -338,63 +326,3 @@ def clip_bounds(classifier: PyTorchClassifier) -> tuple[float, float]:
         return 0.0, 1.0
     low, high = classifier.clip_values
     return float(np.min(low)), float(np.max(high))
-
-
-@contextmanager
-def guarded(*classifiers: object, weights: bool = True) -> Iterator[None]:
-    """Give every classifier back exactly as it was when the block ends, also after an exception.
-
-    Restored: weights and buffers, per-module train/eval flags, ``requires_grad``, ``.grad``, hooks, and the caller's
-    random state. Classifiers without a torch model are left alone.
-
-    :param classifiers: ART classifiers.
-    :param weights: ``False`` skips the copy of weights and buffers, for blocks that only run forward passes in
-        evaluation mode.
-    """
-    networks = [c.model for c in classifiers if isinstance(c, PyTorchClassifier)]
-    snapshots = [_Snapshot(network, weights) for network in networks]
-    with forked_random_state():
-        try:
-            yield
-        finally:
-            for snapshot in snapshots:
-                snapshot.restore()
-
-
-class _Snapshot:
-    def __init__(self, network: nn.Module, weights: bool) -> None:
-        # Dicts that are to be as they are now: parameters and buffers by name, and hooks; nearly all hook dicts are
-        # empty, and this runs for every suspect that is scored.
-        self.modules = [(module, module.training) for module in network.modules()]
-        dicts = [
-            getattr(module, name) for module, _ in self.modules for name in ("_parameters", "_buffers", *_HOOK_DICTS)
-        ]
-        # those of TorchScript modules are no dicts and cannot be changed from Python
-        self.dicts = [(current, current.copy() if current else {}) for current in dicts if isinstance(current, dict)]
-        self.parameters = [
-            (parameter, parameter.requires_grad, parameter.grad)
-            for module, _ in self.modules
-            for parameter in module._parameters.values()
-            if parameter is not None
-        ]
-        state = [*network.parameters(), *network.buffers()] if weights else []
-        self.state = [(tensor, tensor.detach().clone()) for tensor in state]
-        self.grads = [(p.grad, p.grad.clone()) for p in network.parameters() if weights and p.grad is not None]
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        for module, training in self.modules:
-            if module.training is not training:
-                module.training = training
-        for current, saved in self.dicts:
-            if current or saved:
-                current.clear()
-                current.update(saved)
-        for tensor, saved_value in [*self.state, *self.grads]:
-            if not torch.equal(tensor, saved_value):
-                tensor.copy_(saved_value)
-        for parameter, requires_grad, grad in self.parameters:
-            if parameter.requires_grad is not requires_grad:
-                parameter.requires_grad_(requires_grad)
-            if parameter.grad is not grad:
-                parameter.grad = grad

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from art_fingerprint.core.classifier import evaluating
 from art_fingerprint.core.cut import LayerCut
+from art_fingerprint.core.guard import evaluating
 
 ROLES = ("surrogate", "victim")
 _RUNNING: ContextVar[tuple[CostMeter, ...]] = ContextVar("running cost meters", default=())

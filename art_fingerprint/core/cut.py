@@ -18,8 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from art_fingerprint.core.classifier import evaluating
 from art_fingerprint.core.graph import split_graph
+from art_fingerprint.core.guard import evaluating
 from art_fingerprint.core.layers import recorded, stages
 from art_fingerprint.core.taps import get_layer
 from art_fingerprint.exceptions import LayerCutError

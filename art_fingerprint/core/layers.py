@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from art_fingerprint.core.checks import shown
-from art_fingerprint.core.classifier import evaluating
+from art_fingerprint.core.guard import evaluating
 from art_fingerprint.core.taps import get_layer, near_names
 from art_fingerprint.exceptions import InvalidInputError, LayerNotFoundError
 

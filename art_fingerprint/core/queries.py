@@ -14,7 +14,7 @@ from torch import Tensor
 
 from art_fingerprint.core.answers import AnswerLog, differing
 from art_fingerprint.core.checks import check_choice, check_number, is_classifier
-from art_fingerprint.core.classifier import LogitsNetwork, check_output, client_answers
+from art_fingerprint.core.classifier import LogitsNetwork, check_output, client_answers, direct_view
 from art_fingerprint.core.notices import warn_caller
 from art_fingerprint.core.outputs import (
     ANSWER_KINDS,
@@ -57,7 +57,7 @@ class Suspect:
     :func:`~art_fingerprint.core.outputs.only_labels`). What they are is decided once, on all answers that the first
     conversion is given, so that it does not depend on the batch size.
 
-    :param classifier: The suspect. Only read; use it inside :func:`~art_fingerprint.core.classifier.guarded`.
+    :param classifier: The suspect. Only read; use it inside :func:`~art_fingerprint.core.guard.guarded`.
     :param batch_size: Samples in one query.
     :param outputs: What it answers: ``"logits"``, ``"probabilities"``, ``"labels"``, or ``"auto"``: labels if they
         show no more, probabilities if all rows are non-negative and sum to 1 within 1e-3, else logits.
@@ -360,17 +360,6 @@ class Suspect:
         if self.max_seconds is not None and time.monotonic() - self._started > self.max_seconds:
             raise QueryBudgetError(f"The {self.max_seconds:g} s are over; {self.queries} queries were sent by then.")
         self.queries += n
-
-
-def direct_view(classifier: Any) -> LogitsNetwork | None:
-    """Return a view of a classifier whose ``predict`` shows what its network answers, ``None`` for any other."""
-    own = getattr(classifier.predict, "__func__", None) is not PyTorchClassifier.predict
-    if not isinstance(classifier, PyTorchClassifier) or own or classifier.postprocessing_defences:
-        return None
-    try:
-        return LogitsNetwork(classifier, "logits")
-    except InvalidInputError:  # TorchScript, or quantised layers
-        return None
 
 
 class _Softened(Suspect):

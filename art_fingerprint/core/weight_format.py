@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from art_fingerprint.core.classifier import evaluating
+from art_fingerprint.core.guard import evaluating
 
 logger = logging.getLogger(__name__)
 

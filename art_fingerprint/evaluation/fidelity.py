@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from art_fingerprint.core.checks import check_images, check_labels
-from art_fingerprint.core.classifier import guarded
+from art_fingerprint.core.guard import guarded
 from art_fingerprint.core.outputs import labels_of
 from art_fingerprint.exceptions import FingerprintError, IncompatibleSuspectError, SuspectFailedError
 

@@ -14,7 +14,8 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 
 from art_fingerprint.core.checks import check_images, check_number, check_seed, check_values
-from art_fingerprint.core.classifier import LogitsNetwork, guarded
+from art_fingerprint.core.classifier import LogitsNetwork
+from art_fingerprint.core.guard import guarded
 from art_fingerprint.core.layers import resolve_layer
 from art_fingerprint.core.outputs import to_probabilities
 from art_fingerprint.core.taps import tapped

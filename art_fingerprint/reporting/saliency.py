@@ -16,8 +16,9 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
 from art_fingerprint.core.checks import check_images, check_labels, check_number, check_values
-from art_fingerprint.core.classifier import LogitsNetwork, guarded
+from art_fingerprint.core.classifier import LogitsNetwork
 from art_fingerprint.core.cut import LayerCut
+from art_fingerprint.core.guard import guarded
 from art_fingerprint.core.layers import resolve_layer
 from art_fingerprint.exceptions import InvalidInputError
 

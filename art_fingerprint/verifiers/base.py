@@ -22,8 +22,9 @@ from art_fingerprint.core.checks import (
     check_sequence,
     check_suspect,
 )
-from art_fingerprint.core.classifier import LogitsNetwork, check_classifier, clip_bounds, guarded, network_of
+from art_fingerprint.core.classifier import LogitsNetwork, check_classifier, clip_bounds, network_of
 from art_fingerprint.core.digests import network_digest
+from art_fingerprint.core.guard import guarded
 from art_fingerprint.core.outputs import AnswerKind
 from art_fingerprint.core.parameters import as_json, as_python, changed_together
 from art_fingerprint.core.precision import full_precision

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from art_fingerprint.core.classifier import LogitsNetwork, check_classifier, clip_bounds, guarded
+from art_fingerprint.core.classifier import LogitsNetwork, check_classifier, clip_bounds
+from art_fingerprint.core.guard import guarded
 from art_fingerprint.core.layers import resolve_layer
 from art_fingerprint.core.outputs import nonfinite_rows
 from art_fingerprint.core.perturbation import unit_length

@@ -12,8 +12,9 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
 from art_fingerprint.core.checks import check_images, check_number, check_sequence, check_suspect
-from art_fingerprint.core.classifier import clip_bounds, guarded, network_of
+from art_fingerprint.core.classifier import clip_bounds, network_of
 from art_fingerprint.core.digests import network_digest
+from art_fingerprint.core.guard import guarded
 from art_fingerprint.core.outputs import AnswerKind, to_probabilities
 from art_fingerprint.core.precision import full_precision
 from art_fingerprint.core.queries import NanPolicy, Suspect

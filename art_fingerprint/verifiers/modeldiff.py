@@ -15,8 +15,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from art_fingerprint.core.checks import check_choice, check_flag, check_number, check_suspect
-from art_fingerprint.core.classifier import LogitsNetwork, clip_bounds, guarded
+from art_fingerprint.core.classifier import LogitsNetwork, clip_bounds
 from art_fingerprint.core.digests import array_digest
+from art_fingerprint.core.guard import guarded
 from art_fingerprint.core.notices import warn_caller
 from art_fingerprint.core.outputs import OutputKind, nonfinite_rows
 from art_fingerprint.core.perturbation import UNITS, unit_length

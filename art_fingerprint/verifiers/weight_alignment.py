@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from art_fingerprint.core.channel_groups import ChannelGroup, ChannelGroups, GroupedWeight, find_groups
 from art_fingerprint.core.checks import check_number, check_suspect, shown
-from art_fingerprint.core.classifier import LogitsNetwork, guarded
+from art_fingerprint.core.classifier import LogitsNetwork
 from art_fingerprint.core.group_sets import Segment
+from art_fingerprint.core.guard import guarded
 from art_fingerprint.core.notices import warn_caller
 from art_fingerprint.core.precision import full_precision
 from art_fingerprint.core.queries import NanPolicy, Suspect

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 import art_fingerprint.attacks as attacks
 import art_fingerprint.verifiers as verifiers
 from art_fingerprint.core.checks import shown
-from art_fingerprint.core.classifier import check_output, evaluating, network_of
+from art_fingerprint.core.classifier import check_output, network_of
 from art_fingerprint.core.files import regular_file, write_whole
+from art_fingerprint.core.guard import evaluating
 from art_fingerprint.core.seeding import forked_random_state
 from art_fingerprint.core.taps import near_names
 from art_fingerprint.exceptions import InvalidInputError

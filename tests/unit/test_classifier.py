@@ -28,11 +28,11 @@ from art_fingerprint.core.classifier import (
     clip_bounds,
     clone_classifier,
     clone_network,
-    guarded,
     has_batch_norm,
     network_of,
 )
 from art_fingerprint.core.digests import network_digest
+from art_fingerprint.core.guard import guarded
 from art_fingerprint.exceptions import InvalidInputError
 from tests.conftest import TinyCNN, wrap
 
