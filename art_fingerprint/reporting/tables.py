@@ -91,16 +91,33 @@ class Table:
 def latest_rows(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Keep the newest row of every cell: a failed one is replaced by a later success, and the other way round.
 
-    Rows about a former victim of the same preset (another seed, recipe or version) are left out.
+    Rows about a former victim of the same preset (another seed, recipe or version) are left out, and so are those of a
+    verifier's former settings or calibration and of an attack's former parameters: a table is of one setting.
     """
     given = list(rows)
     victims = {row["preset"]: row["victim"] for row in given}
+    given = [row for row in given if row["victim"] == victims[row["preset"]]]
+    fingerprints = {_verifier_of(row): row["fingerprint"] for row in given if row.get("fingerprint") is not None}
+    attacks = {_suspect_of(row): _attack_of(row) for row in given}
     newest = {
-        (row["preset"], row["suspect"], row["seed"], row["verifier"]): row
+        (*_suspect_of(row), row["seed"], row["verifier"]): row
         for row in given
-        if row["victim"] == victims[row["preset"]]
+        if row.get("fingerprint") in (None, fingerprints.get(_verifier_of(row)))
+        and _attack_of(row) == attacks[_suspect_of(row)]
     }
     return list(newest.values())
+
+
+def _verifier_of(row: Mapping[str, Any]) -> tuple[str, str]:
+    return row["preset"], row["verifier"]
+
+
+def _suspect_of(row: Mapping[str, Any]) -> tuple[str, str]:
+    return row["preset"], row["suspect"]
+
+
+def _attack_of(row: Mapping[str, Any]) -> tuple[object, object]:
+    return row["attack"], row["attack_params"]
 
 
 def by_preset(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

@@ -207,6 +207,23 @@ def test_rows_about_a_former_victim_are_left_out() -> None:
     assert latest_rows([*new, *old]) == old
 
 
+def test_rows_of_a_verifiers_former_settings_are_left_out() -> None:
+    made = [row for seed in range(3) for row in make_rows("FT(0.5)", seed, FAR)]
+    old = [{**row, "fingerprint": "f0 " + row["verifier"]} for row in made]
+    new = [{**row, "fingerprint": "f1 " + row["verifier"]} for row in make_rows("FT(0.5)", 0, NEAR)]
+    assert latest_rows([*old, *new]) == new
+    assert latest_rows([*new, *old]) == old
+    ipguard = [row for row in new if row["verifier"] == "IPGuardVerifier"]
+    assert latest_rows([*old, *ipguard]) == [*(r for r in old if r["verifier"] != "IPGuardVerifier"), *ipguard]
+
+
+def test_rows_of_an_attacks_former_parameters_are_left_out() -> None:
+    old = [row for seed in range(3) for row in make_rows("FT(0.5)", seed, FAR)]
+    negatives = make_rows("Negative", 1, FAR, "negative")
+    new = make_rows("FT(0.5)", 0, NEAR, attack_params={"ratio": 0.5, "max_iter": 9})
+    assert latest_rows([*old, *negatives, *new]) == [*negatives, *new]
+
+
 def test_no_rows_are_refused() -> None:
     for function in (table_one, by_preset, verifier_sheet, verdict_sheet, report):
         with pytest.raises(InvalidInputError, match="no result rows"):
