@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from art_fingerprint.core.notices import warn_caller
+
 OutputKind = Literal["auto", "logits", "probabilities"]
 AnswerKind = Literal["auto", "logits", "probabilities", "labels"]
 ANSWER_KINDS: tuple[AnswerKind, ...] = ("auto", "logits", "probabilities", "labels")
@@ -60,3 +62,11 @@ def to_logits(probabilities: Tensor) -> Tensor:
 def to_probabilities(logits: Tensor) -> Tensor:
     """Return the softmax over classes, computed in float64."""
     return torch.softmax(logits.double(), dim=1)
+
+
+def same_space(kind: str, other: str) -> bool:
+    """Warn and return ``False`` when one model gives logits and the other probabilities: compare probabilities then."""
+    if kind == other:
+        return True
+    warn_caller(f"The victim's answers are {kind}, the suspect's are {other}: both are compared as probabilities.")
+    return False

@@ -15,6 +15,7 @@ from torch import Tensor
 from art_fingerprint.core.answers import AnswerLog, differing
 from art_fingerprint.core.checks import check_choice, check_number, is_classifier
 from art_fingerprint.core.classifier import LogitsNetwork, check_output, client_answers, direct_view
+from art_fingerprint.core.digests import array_digest
 from art_fingerprint.core.notices import warn_caller
 from art_fingerprint.core.outputs import (
     ANSWER_KINDS,
@@ -216,6 +217,10 @@ class Suspect:
             asked += len(x)
         return f"The suspect answered {apart} of {asked} repeated probes in another way." if apart else ""
 
+    def recorded_digest(self) -> str:
+        """Return a digest of all answers so far, empty unless they are recorded."""
+        return array_digest(*(answer.cpu().numpy() for answer in self._recorded)) if self._recorded else ""
+
     def softened(self) -> Suspect:
         """Return a suspect that gives the recorded answers, which are logits, once more in their order, as
         probabilities. It is asked nothing."""
@@ -388,11 +393,3 @@ def _answering(*ours: type[Exception]) -> Iterator[None]:
         raise SuspectFailedError(
             f"The classifier raised {type(error).__name__} while it answered probes: {error}"
         ) from error
-
-
-def same_space(kind: str, other: str) -> bool:
-    """Warn and return ``False`` when one model gives logits and the other probabilities: compare probabilities then."""
-    if kind == other:
-        return True
-    warn_caller(f"The victim's answers are {kind}, the suspect's are {other}: both are compared as probabilities.")
-    return False

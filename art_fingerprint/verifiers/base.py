@@ -31,7 +31,6 @@ from art_fingerprint.core.precision import full_precision
 from art_fingerprint.core.queries import NAN_POLICIES, NanPolicy, Suspect
 from art_fingerprint.core.versions import versions
 from art_fingerprint.exceptions import (
-    CalibrationError,
     FingerprintError,
     FingerprintFileError,
     IncompatibleSuspectError,
@@ -43,7 +42,13 @@ from art_fingerprint.verifiers.fingerprint import Fingerprint, check_facts, cont
 from art_fingerprint.verifiers.measurement import Access as Access
 from art_fingerprint.verifiers.measurement import Chance, Measurement, Notes, measure, measure_in_both_spaces
 from art_fingerprint.verifiers.measurement import Metric as Metric
-from art_fingerprint.verifiers.references import calibration_of, is_reference, reference_digests, warn_if_weak
+from art_fingerprint.verifiers.references import (
+    calibration_of,
+    check_calibration,
+    check_unknown,
+    reference_digests,
+    warn_if_weak,
+)
 from art_fingerprint.verifiers.verdict import VOTES, Verdict, Vote, conclude
 
 logger = logging.getLogger(__name__)
@@ -224,18 +229,16 @@ class Verifier(abc.ABC):
         :param outputs: What the references answer, as in :meth:`verify`. From logits there are thresholds for suspects
             that answer logits and for those that answer probabilities; no query is sent twice.
         :raises CalibrationError: no references or too few, one of them is the victim itself, comes twice, or fails.
+        :raises IncompatibleSuspectError: one has inputs of another shape, or gives the access for none of the metrics.
         """
         fingerprint = self._require_fingerprint()
-        check_number("alpha", alpha, 0, 1, open_low=True)
-        check_number("confidence", confidence, 0.5, 1, open_high=True)
-        check_number("false_positive_rate", false_positive_rate, 0, 1, open_high=True)
         models = check_sequence("references", references)
-        check_rule(rule, len(models), false_positive_rate)
+        check_rule(rule, len(models), false_positive_rate, alpha, confidence)
         digests = reference_digests(models, fingerprint.facts["victim"])
         found = [self._measure(model, outputs, record=True) for model in models]
         directions = {m.name: m.direction for m in self.metrics if self.wants(m.name)}
         fingerprint.calibration = calibration_of(
-            found, directions, rule, alpha, confidence, false_positive_rate, digests
+            found, directions, rule, alpha, confidence, false_positive_rate, digests, fingerprint.digest
         )
         warn_if_weak(fingerprint.calibration, directions, fingerprint.facts)
         return self
@@ -262,25 +265,24 @@ class Verifier(abc.ABC):
         :param vote: How metrics combine: ``"majority"`` (more than half), ``"any"``, ``"all"``.
         :param budget: Most samples that may be sent to the suspect; ``None`` for no limit.
         :param allow_reference: Judge a suspect although it is one of the reference models, whose p-value then counts
-            the model itself.
+            the model itself, or one of those that queries were chosen by.
         :param outputs: What the suspect answers: ``"logits"``, ``"probabilities"``, ``"labels"``, or ``"auto"``, told
             from its answers: see :class:`~art_fingerprint.core.queries.Suspect`. Say it if you know it.
         :param max_seconds: Time from the first query after which nothing more is sent; ``None`` for no limit. It is
             read before each batch (see ``batch_size``); what never returns is left by Ctrl-C, which loses nothing.
         :param repeats: Probes that are sent a second time at the end, to find out a suspect that answers at random.
             They are queries like all others.
-        :raises CalibrationError: the suspect is one of the reference models that set the thresholds.
+        :raises CalibrationError: the suspect is one of the reference models that set the thresholds, or of those that
+            queries were chosen by; or the thresholds are of another fingerprint.
         :raises IncompatibleSuspectError: its inputs have another shape, or it gives the access for none of the metrics.
         """
         fingerprint = self._require_fingerprint()
         check_choice("vote", vote, VOTES)
         check_flag("allow_reference", allow_reference)
         calibration = fingerprint.calibration
-        if calibration is not None and not allow_reference and is_reference(suspect, calibration):
-            raise CalibrationError(
-                "The suspect is one of the reference models that set the thresholds: leave it out of the references, "
-                "or pass allow_reference=True."
-            )
+        check_calibration(fingerprint, [m.name for m in self.metrics])
+        if not allow_reference:
+            check_unknown(suspect, fingerprint)
         soft = calibration is not None and "probabilities" in calibration.spaces.values()
         found = self._measure(suspect, outputs, soft, budget=budget, max_seconds=max_seconds, repeats=repeats)
         directions = {m.name: m.direction for m in self.metrics}

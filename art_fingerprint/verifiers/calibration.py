@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from scipy import stats
@@ -18,6 +18,7 @@ from scipy import stats
 from art_fingerprint.core.checks import check_choice, check_number, check_values, shown
 from art_fingerprint.exceptions import CalibrationError
 
+_Key = TypeVar("_Key")
 Direction = Literal["distance", "similarity"]
 Rule = Literal["extreme", "fpr", "t-mean", "t-pred", "scaled-mean"]
 RULES: tuple[Rule, ...] = ("extreme", "fpr", "t-mean", "t-pred", "scaled-mean")
@@ -27,29 +28,33 @@ STRICT_RULES: tuple[Rule, ...] = ("extreme", "fpr")
 
 def allowed_positives(nb_references: int, false_positive_rate: float) -> int:
     """Return how many of R references may be flagged at a rate q: ``floor(q R)``."""
-    return math.floor(false_positive_rate * nb_references + 1e-9)  # 0.29 * 100 is 28.999999999999996
+    # 0.29 * 100 is 28.999999999999996
+    return math.floor(false_positive_rate * nb_references + 1e-9)
 
 
-def check_rule(rule: Rule, nb_references: int, false_positive_rate: float = 0.05) -> None:
-    """Raise unless so many references are enough for a threshold rule.
+def check_rule(
+    rule: Rule, nb_references: int, false_positive_rate: float = 0.05, alpha: float = 1.0, confidence: float = 0.99
+) -> None:
+    """Raise unless a threshold rule's numbers are in their ranges, and so many references are enough for it.
 
     :raises CalibrationError: unknown rule or too few references. The message says how many are needed.
-    :raises InvalidInputError: a false-positive rate outside [0, 1).
+    :raises InvalidInputError: a false-positive rate outside [0, 1), alpha outside (0, 1], confidence outside [0.5, 1).
     """
+    check_number("alpha", alpha, 0, 1, open_low=True)
+    check_number("confidence", confidence, 0.5, 1, open_high=True)
+    check_number("false_positive_rate", false_positive_rate, 0, 1, open_high=True)
     if not isinstance(rule, str) or rule not in RULES:
         raise CalibrationError(f"Unknown threshold rule {shown(rule)}; known are {', '.join(RULES)}.")
     if nb_references == 0:
         raise CalibrationError("Calibration needs at least one reference model; five or more are advised.")
     if rule in ("t-mean", "t-pred") and nb_references < 2:
         raise CalibrationError(f"The rule {rule!r} needs at least two reference models, got {nb_references}.")
-    if rule == "fpr":
-        check_number("false_positive_rate", false_positive_rate, 0, 1, open_high=True)
-        if false_positive_rate > 0 and allowed_positives(nb_references, false_positive_rate) == 0:
-            raise CalibrationError(
-                f"A false-positive rate of {false_positive_rate:g} needs at least "
-                f"{np.ceil(1 / false_positive_rate - 1e-9):.0f} reference models, got {nb_references}. Add models, "
-                "raise the rate, or use rule='extreme', which flags none of the references."
-            )
+    if rule == "fpr" and false_positive_rate > 0 and allowed_positives(nb_references, false_positive_rate) == 0:
+        raise CalibrationError(
+            f"A false-positive rate of {false_positive_rate:g} needs at least "
+            f"{np.ceil(1 / false_positive_rate - 1e-9):.0f} reference models, got {nb_references}. Add models, "
+            "raise the rate, or use rule='extreme', which flags none of the references."
+        )
 
 
 def threshold(
@@ -66,7 +71,8 @@ def threshold(
     ``extreme`` = min r; ``t-mean`` = alpha (m - t s / sqrt(R)); ``t-pred`` = alpha (m - t s sqrt(1 + 1/R));
     ``scaled-mean`` = alpha m; ``fpr`` = the (floor(q R) + 1)-th smallest r, so that at most the share q of the
     references lies strictly below it. For similarities ``extreme`` = max r, ``fpr`` counts from the largest, and the
-    others are relaxed towards 1: 1 - alpha (1 - bound).
+    others are relaxed towards 1: 1 - alpha (1 - bound). An alpha below 1 makes the threshold stricter where distances
+    are at least 0 and similarities at most 1; a bound beyond these makes it laxer.
 
     :param references: Metric values between the victim and independently trained models.
     :param direction: ``"distance"`` (low means derived) or ``"similarity"`` (high means derived).
@@ -78,14 +84,12 @@ def threshold(
     :raises InvalidInputError: an unknown direction, or a number out of its range.
     """
     check_choice("direction", direction, ("distance", "similarity"))
-    check_number("alpha", alpha, 0, 1, open_low=True)
-    check_number("confidence", confidence, 0.5, 1, open_high=True)
     values = np.asarray(references, dtype=np.float64)
-    check_rule(rule, values.size, false_positive_rate)
+    check_rule(rule, values.size, false_positive_rate, alpha, confidence)
     if not np.isfinite(values).all():
         raise CalibrationError(f"Reference scores must be finite, got {values.tolist()}.")
     if rule in STRICT_RULES:
-        rank = 0 if rule == "extreme" else allowed_positives(values.size, false_positive_rate)
+        rank = 0 if rule == "extreme" else min(allowed_positives(values.size, false_positive_rate), values.size - 1)
         return float(np.sort(values)[rank if direction == "distance" else -1 - rank])
     bound = float(values.mean())
     if rule in ("t-mean", "t-pred"):
@@ -151,6 +155,9 @@ class Calibration:
     :ivar spaces: Metric name to what was compared, ``"logits"`` or ``"probabilities"``, where that can differ from one
         suspect to the next. Thresholds of one space say nothing about scores of the other.
     :ivar digests: Full to short digest of the references' networks, as far as they show one.
+    :ivar order: Full digests in the order of the scores, empty for references that show no network; ``()`` if it is not
+        known.
+    :ivar fingerprint: Digest of the fingerprint that the references were scored by; empty if not known.
     :ivar softened: The same references compared as probabilities, for metrics that :attr:`spaces` has as logits;
         ``None`` if there is none.
     """
@@ -164,6 +171,8 @@ class Calibration:
     spaces: dict[str, str] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     softened: Calibration | None = None
+    order: tuple[str, ...] = ()
+    fingerprint: str = ""
 
     @property
     def nb_references(self) -> int:
@@ -171,12 +180,15 @@ class Calibration:
         return max((len(scores) for scores in self.references.values()), default=0)
 
     @property
-    def false_positive_rate(self) -> float:
-        """Upper estimate of the rate at which one more independent model would beat a strict rule, for each metric.
+    def false_positive_rate(self) -> float | None:
+        """Upper estimate of the rate at which one more independent model would beat the rule, for each metric.
 
         ``extreme``: 1 / (R + 1); ``fpr``: (floor(q R) + 1) / (R + 1), which is above the target q because the threshold
-        itself was estimated. It holds for models drawn as the references were. Other rules: the value of ``extreme``.
+        itself was estimated. It holds for models drawn as the references were. ``None`` for other rules, which give no
+        such bound, and without references.
         """
+        if self.rule not in STRICT_RULES or not self.nb_references:
+            return None
         positives = allowed_positives(self.nb_references, self.target_false_positive_rate) if self.rule == "fpr" else 0
         return (positives + 1) / (self.nb_references + 1)
 
@@ -201,6 +213,8 @@ class Calibration:
             "spaces": dict(self.spaces),
             "softened": None if self.softened is None else self.softened.to_dict(),
             "digests": dict(self.digests),
+            "order": list(self.order),
+            "fingerprint": self.fingerprint,
         }
 
     @classmethod
@@ -223,6 +237,7 @@ class Calibration:
         }
         if len({len(scores) for scores in references.values()}) > 1:
             raise ValueError("the metrics have scores of different numbers of references")
+        order = tuple(_texts("order", dict(enumerate(data.get("order", ())))).values())
         return cls(
             references=references,
             thresholds={str(name): _number(name, value) for name, value in data["thresholds"].items()},
@@ -233,6 +248,8 @@ class Calibration:
             spaces=_texts("spaces", data.get("spaces", {})),
             softened=None if softened is None else cls.from_dict({**softened, "softened": None}),
             digests=_texts("digests", data.get("digests", {})),
+            order=order,
+            fingerprint=_texts("fingerprint", {"": data.get("fingerprint", "")})[""],
         )
 
 
@@ -241,7 +258,7 @@ def _number(name: str, value: object) -> float:
     return float(value)  # type: ignore[arg-type]
 
 
-def _texts(name: str, found: Mapping[str, object]) -> dict[str, str]:
+def _texts(name: str, found: Mapping[_Key, object]) -> dict[_Key, str]:
     if not all(isinstance(value, str) for value in found.values()):
         raise ValueError(f"`{name}` must hold texts, got {shown(found)}")
     return {key: str(value) for key, value in found.items()}

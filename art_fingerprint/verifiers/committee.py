@@ -24,7 +24,7 @@ from art_fingerprint.verifiers.committee_verdict import CommitteeVerdict
 from art_fingerprint.verifiers.fingerprint import Fingerprint, check_facts
 from art_fingerprint.verifiers.measurement import in_groups
 from art_fingerprint.verifiers.p_values import COMBINATIONS, Combination, combine_p_values, holm_adjusted, votes_p_value
-from art_fingerprint.verifiers.references import is_reference
+from art_fingerprint.verifiers.references import check_unknown
 from art_fingerprint.verifiers.verdict import VOTES, Verdict, Vote, votes_needed
 
 NULLS = ("formula", "references")
@@ -110,12 +110,18 @@ class CommitteeVerifier:
 
         :param references: As in :meth:`Verifier.calibrate`.
         :param outputs: As in :meth:`Verifier.calibrate`.
-        :raises CalibrationError: as in :meth:`Verifier.calibrate`.
+        :raises CalibrationError: as in :meth:`Verifier.calibrate`; all members keep the calibrations that they had.
+        :raises IncompatibleSuspectError: so, too.
         """
         models = check_sequence("references", references)
-        self._fingerprints()
-        for member in self.members.values():
-            member.calibrate(models, outputs=outputs)
+        before = {name: found.calibration for name, found in self._fingerprints().items()}
+        try:
+            for member in self.members.values():
+                member.calibrate(models, outputs=outputs)
+        except BaseException:  # members with different references have no joint p-value
+            for name, found in self._fingerprints().items():
+                found.calibration = before[name]
+            raise
         return self
 
     def verify(
@@ -150,11 +156,7 @@ class CommitteeVerifier:
         self._check_reach()
         if not allow_reference:
             for name, fingerprint in self._fingerprints().items():
-                if fingerprint.calibration is not None and is_reference(suspect, fingerprint.calibration):
-                    raise CalibrationError(
-                        f"The suspect is one of the reference models of {name}: leave it out of the references, or "
-                        "pass allow_reference=True."
-                    )
+                check_unknown(suspect, fingerprint, f" of {name}")
         verdicts: dict[str, Verdict] = {}
         left_out: dict[str, str] = {}
         queries = 0
@@ -353,20 +355,23 @@ class CommitteeVerifier:
         alike: a suspect that is one more such model has any rank with the same chance, whatever members have in common.
         ``None`` if the members have different references, or such as cannot be told apart.
         """
-        digests = {name: tuple(self._fingerprints()[name].calibration.digests) for name in verdicts}  # type: ignore[union-attr]
-        sizes = {verdict.nb_references for verdict in verdicts.values()}
-        if len(set(digests.values())) > 1 or len(sizes) > 1 or {len(found) for found in digests.values()} != sizes:
+        orders = {name: self._fingerprints()[name].calibration.order for name in verdicts}  # type: ignore[union-attr]
+        known = sorted(next(iter(orders.values())))
+        n = len(known)
+        if n != len({*known} - {""}) or any(sorted(order) != known for order in orders.values()):
             return None
-        (n,) = sizes
+        if any(verdict.nb_references != n for verdict in verdicts.values()):
+            return None
+        places = {name: [order.index(digest) for digest in known] for name, order in orders.items()}
         combined = []
         for index in range(n + 1):  # the last one is the suspect
             values = []
-            for verdict in verdicts.values():
+            for member, verdict in verdicts.items():
                 ranks = []
                 for name, result in verdict.metrics.items():
                     if result.p_value is None:
                         continue
-                    scores = [*verdict.references[name], result.value]
+                    scores = [*(verdict.references[name][place] for place in places[member]), result.value]
                     own = scores.pop(index)
                     ranks.append(empirical_p_value(own, scores, result.direction))
                 values.append(votes_p_value(ranks, votes_needed(len(ranks), self.vote)))

@@ -15,7 +15,10 @@ def member_p_value(verdict: Verdict, vote: Vote) -> float | None:
     ``None`` if the verdict is undecided or no metric has a p-value, or has one that is not from reference models, of
     which the committee's rates count the smallest possible.
     """
-    values = [result.p_value for result in verdict.metrics.values() if result.p_value is not None]
+    decided = {name: result.p_value for name, result in verdict.metrics.items() if result.p_value is not None}
+    if not all(verdict.references.get(name) for name in decided):
+        return None
+    values = list(decided.values())
     if verdict.derived is None or verdict.nb_references == 0 or not values:
         return None
     return votes_p_value(values, votes_needed(len(values), vote))

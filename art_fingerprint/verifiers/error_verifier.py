@@ -28,7 +28,7 @@ from art_fingerprint.exceptions import (
 from art_fingerprint.verifiers.base import Access, Verifier
 from art_fingerprint.verifiers.calibration import Rule
 from art_fingerprint.verifiers.fingerprint import Fingerprint
-from art_fingerprint.verifiers.references import reference_digests
+from art_fingerprint.verifiers.references import by_digest, reference_digests
 
 Self = TypeVar("Self", bound="ErrorVerifier")
 
@@ -109,7 +109,8 @@ class ErrorVerifier(Verifier):
         facts = self._require_fingerprint().facts
         models = check_sequence("references", references)
         chosen_by = {**facts["negatives"], **facts.get("positives", {})}
-        if chosen_by and models and not set(chosen_by).isdisjoint(reference_digests(models, facts["victim"])):
+        own = by_digest(reference_digests(models, facts["victim"])) if chosen_by else {}
+        if not own.keys().isdisjoint(chosen_by):
             raise CalibrationError(
                 "A reference model is one of the `negatives` that the queries were chosen by, which makes it look more "
                 "independent than others are, or one of the `positives`, which are derived: use others."
@@ -139,7 +140,7 @@ class ErrorVerifier(Verifier):
                     for model in models:
                         check_suspect(self, model)
                     try:
-                        digests[name] = reference_digests(models, own)
+                        digests[name] = by_digest(reference_digests(models, own))
                     except CalibrationError as error:
                         raise CalibrationError(f"`{name}`: {error}") from error
                 if len({full for found in digests.values() for full in found}) < sum(map(len, digests.values())):

@@ -64,6 +64,7 @@ class Measurement:
     :ivar softened: Scores of the metrics that were compared as logits, had the classifier answered probabilities; empty
         unless asked for.
     :ivar chances: What the verifier knows of a metric's score without reference models, if anything.
+    :ivar answers: Digest of all answers, empty unless they were recorded.
     """
 
     scores: dict[str, float]
@@ -74,6 +75,7 @@ class Measurement:
     undefined: str = ""
     softened: Mapping[str, float] = field(default_factory=dict)
     chances: Mapping[str, Chance] = field(default_factory=dict)
+    answers: str = ""
 
     @property
     def trouble(self) -> str:
@@ -143,7 +145,7 @@ def measure_in_both_spaces(run: Callable[[Suspect], Measurement], suspect: Suspe
     :param run: One pass over a classifier.
     :param suspect: The classifier, which records its answers.
     """
-    found = run(suspect)
+    found = replace(run(suspect), answers=suspect.recorded_digest())
     if found.trouble or "logits" not in found.spaces.values():
         return found
     with warnings.catch_warnings():

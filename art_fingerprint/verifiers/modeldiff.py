@@ -19,9 +19,9 @@ from art_fingerprint.core.classifier import LogitsNetwork, clip_bounds
 from art_fingerprint.core.digests import array_digest
 from art_fingerprint.core.guard import guarded
 from art_fingerprint.core.notices import warn_caller
-from art_fingerprint.core.outputs import OutputKind, nonfinite_rows
+from art_fingerprint.core.outputs import OutputKind, nonfinite_rows, same_space
 from art_fingerprint.core.perturbation import UNITS, unit_length
-from art_fingerprint.core.queries import NanPolicy, Suspect, same_space
+from art_fingerprint.core.queries import NanPolicy, Suspect
 from art_fingerprint.core.seeding import torch_generator
 from art_fingerprint.exceptions import (
     AccessError,

@@ -47,7 +47,8 @@ def welch_p_value(high: np.ndarray, low: np.ndarray) -> float:
     total = share_a + share_b
     if total == 0:
         return 1.0
-    freedom = total**2 / (share_a**2 / (a.size - 1) + share_b**2 / (b.size - 1))
+    # by shares of the total, whose squares do not vanish where the variances are tiny
+    freedom = 1 / ((share_a / total) ** 2 / (a.size - 1) + (share_b / total) ** 2 / (b.size - 1))
     return float(stats.t.sf((a.mean() - b.mean()) / np.sqrt(total), freedom))
 
 

@@ -14,39 +14,81 @@ from art_fingerprint.core.digests import first_weights_digest, network_digest
 from art_fingerprint.core.notices import warn_caller
 from art_fingerprint.exceptions import CalibrationError, InvalidInputError
 from art_fingerprint.verifiers.calibration import Calibration, Direction, Rule, blind_metrics, threshold
+from art_fingerprint.verifiers.fingerprint import Fingerprint
 from art_fingerprint.verifiers.measurement import Measurement
 
 
-def reference_digests(models: Sequence[Any], victim: str) -> dict[str, str]:
-    """Return full to short digest of the models that show a network.
+def reference_digests(models: Sequence[Any], victim: str) -> list[tuple[str, str]]:
+    """Return full and short digest of each model, empty for those that show no network.
 
     :param victim: The victim's digest.
     :raises CalibrationError: a model is the victim, or comes twice.
     """
-    digests: dict[str, str] = {}
+    digests: list[tuple[str, str]] = []
     for index, model in enumerate(models):
-        full = model_digest(model)
-        if full is None:
-            continue
+        if any(model is other for other in models[:index]):
+            raise CalibrationError(f"Reference model {index} is one before it: each counts once.")
+        full = model_digest(model) or ""
         if full == victim:
             raise CalibrationError("A reference model is the victim itself; references must be trained independently.")
-        if full in digests:
+        if full and any(full == other for other, _ in digests):
             raise CalibrationError(
                 f"Reference model {index} has the weights of one before it; references must be trained independently "
                 "of each other."
             )
-        digests[full] = str(model_digest(model, first_weights_digest))
+        digests.append((full, model_digest(model, first_weights_digest) or ""))
     return digests
 
 
-def is_reference(suspect: Any, calibration: Calibration) -> bool:
-    """Tell whether a suspect is one of the reference models. Only PyTorch classifiers can be recognised."""
-    return (
-        bool(calibration.digests)
-        # tells most models apart before all weights are read
-        and model_digest(suspect, first_weights_digest) in calibration.digests.values()
-        and model_digest(suspect) in calibration.digests
-    )
+def by_digest(digests: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Return full to short digest of the models that show a network."""
+    return {full: short for full, short in digests if full}
+
+
+def check_unknown(suspect: Any, fingerprint: Fingerprint, whose: str = "") -> None:
+    """Raise if a suspect has set the thresholds, or has helped to choose the queries. Only PyTorch classifiers can be
+    recognised.
+
+    :param whose: Of which verifier, for the message.
+    :raises CalibrationError: it has.
+    """
+    thresholds = {} if fingerprint.calibration is None else fingerprint.calibration.digests
+    choosers = {**fingerprint.facts.get("negatives", {}), **fingerprint.facts.get("positives", {})}
+    known = {**thresholds, **choosers}
+    # the short digest tells most models apart before all weights are read
+    if not known or model_digest(suspect, first_weights_digest) not in known.values():
+        return
+    full = model_digest(suspect)
+    if full in thresholds:
+        raise CalibrationError(
+            f"The suspect is one of the reference models{whose} that set the thresholds: leave it out of the "
+            "references, or pass allow_reference=True."
+        )
+    if full in choosers:
+        raise CalibrationError(
+            f"The suspect is one of the models that the queries{whose} were chosen by (`negatives`, `positives`), so "
+            "that its score says nothing: leave it out of them, or pass allow_reference=True."
+        )
+
+
+def check_calibration(fingerprint: Fingerprint, names: Sequence[str]) -> None:
+    """Raise if the thresholds of a fingerprint are not its own.
+
+    :param names: Metrics that its verifier knows.
+    :raises CalibrationError: the references were scored by another fingerprint, or no threshold is of its metrics.
+    """
+    calibration = fingerprint.calibration
+    if calibration is None or not calibration.thresholds:
+        return
+    if calibration.fingerprint not in ("", fingerprint.digest):
+        raise CalibrationError(
+            "The thresholds are of reference models that were scored by another fingerprint, with other probes or of "
+            "another victim: calibrate this one, or keep nothing of them but numbers ({METRIC: threshold})."
+        )
+    if set(names).isdisjoint(calibration.thresholds):
+        raise CalibrationError(
+            f"The thresholds are of {', '.join(calibration.thresholds)}; this verifier has {', '.join(names)}."
+        )
 
 
 def calibration_of(
@@ -56,7 +98,8 @@ def calibration_of(
     alpha: float,
     confidence: float,
     false_positive_rate: float,
-    digests: Mapping[str, str],
+    digests: Sequence[tuple[str, str]],
+    fingerprint: str,
 ) -> Calibration:
     """Return the calibration that follows from the references' scores.
 
@@ -65,6 +108,8 @@ def calibration_of(
 
     :param found: One measurement for each reference, softened.
     :param directions: Metrics that are wanted, with their directions.
+    :param digests: Of the references, by :func:`reference_digests`.
+    :param fingerprint: Digest of what they were scored by.
     :raises CalibrationError: a reference failed, or none of the metrics was computed on all of them.
     """
     for index, measured in enumerate(found):
@@ -75,12 +120,11 @@ def calibration_of(
     names = [name for name in directions if all(name in measured.scores for measured in found)]
     if not names:
         raise CalibrationError("The reference models share no metric with this verifier.")
+    _warn_if_dropped(found, [name for name in directions if name not in names])
+    _warn_if_alike(found, digests)
 
     def calibration(
-        scores: dict[str, tuple[float, ...]],
-        spaces: dict[str, str],
-        known: dict[str, str],
-        softened: Calibration | None = None,
+        scores: dict[str, tuple[float, ...]], spaces: dict[str, str], softened: Calibration | None = None
     ) -> Calibration:
         return Calibration(
             references=scores,
@@ -94,7 +138,9 @@ def calibration_of(
             target_false_positive_rate=float(false_positive_rate),
             spaces=spaces,
             softened=softened,
-            digests=known,
+            digests=by_digest(digests),
+            order=tuple(full for full, _ in digests),
+            fingerprint=fingerprint,
         )
 
     own, soft, spaces = {}, {}, {}
@@ -108,8 +154,30 @@ def calibration_of(
             soft[name] = as_probabilities
         if kinds != {""}:
             spaces[name] = "logits" if kinds == {"logits"} else "probabilities"
-    softened = calibration(soft, dict.fromkeys(soft, "probabilities"), {}) if soft else None
-    return calibration(own, spaces, dict(digests), softened)
+    softened = calibration(soft, dict.fromkeys(soft, "probabilities")) if soft else None
+    return calibration(own, spaces, softened)
+
+
+def _warn_if_dropped(found: Sequence[Measurement], names: Sequence[str]) -> None:
+    for name in names:
+        without = [index for index, measured in enumerate(found) if name not in measured.scores]
+        why = found[without[0]].skipped.get(name, "not computed")
+        warn_caller(
+            f"{name} gets no threshold and will decide nothing: reference model {without[0]} has no value of it ({why})"
+            f"{'' if len(without) == 1 else f', and {len(without) - 1} more have none'}. Leave such references out, or "
+            "the metric (`metric_names`)."
+        )
+
+
+def _warn_if_alike(found: Sequence[Measurement], digests: Sequence[tuple[str, str]]) -> None:
+    first: dict[str, int] = {}
+    for index, (measured, (full, _)) in enumerate(zip(found, digests, strict=True)):
+        twin = first.setdefault(measured.answers, index) if measured.answers else index
+        if twin != index and not (full and digests[twin][0]):
+            warn_caller(
+                f"Reference models {twin} and {index} gave the same answers to all probes: if they are one model, it "
+                "counts twice, and the stated rates are too small."
+            )
 
 
 def model_digest(model: Any, digest_of: Callable[[nn.Module], str] = network_digest) -> str | None:

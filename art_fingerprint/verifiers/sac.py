@@ -13,8 +13,8 @@ from torch import Tensor
 
 from art_fingerprint.core.checks import check_choice, check_flag, check_number, check_sequence
 from art_fingerprint.core.classifier import LogitsNetwork
-from art_fingerprint.core.outputs import labels_of, to_logits, to_probabilities
-from art_fingerprint.core.queries import NanPolicy, Suspect, same_space
+from art_fingerprint.core.outputs import labels_of, same_space, to_logits, to_probabilities
+from art_fingerprint.core.queries import NanPolicy, Suspect
 from art_fingerprint.core.seeding import torch_generator
 from art_fingerprint.exceptions import AccessError, EmptyFingerprintError, InvalidInputError
 from art_fingerprint.verifiers.base import Access, Metric

@@ -14,6 +14,7 @@ from art_fingerprint.verifiers.calibration import (
     STRICT_RULES,
     Calibration,
     Direction,
+    Rule,
     blind_metrics,
     empirical_p_value,
     is_derived,
@@ -73,6 +74,7 @@ class Verdict:
         uncalibrated or the threshold rule gives none.
     :ivar blind: Metrics by whose thresholds not even the victim would be judged derived: of these only a "derived"
         says anything. See :func:`.blind_metrics`.
+    :ivar rule: Rule of the thresholds; the strict ones do not flag a value that equals its threshold.
     """
 
     verifier: str
@@ -89,6 +91,7 @@ class Verdict:
     references: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     false_positive_rate: float | None = None
     blind: tuple[str, ...] = ()
+    rule: Rule = "extreme"
 
     def __getitem__(self, name: str) -> MetricResult:
         if name not in self.metrics:
@@ -124,7 +127,13 @@ class Verdict:
             return ["Without reference models nothing says which values are unusual."]
         known = f"{n} references" if n > 1 else "one reference"
         sentences = []
-        if self.derived is False:
+        closer = [name for name in self.metrics if self._beyond_all(name)]
+        if self.derived is False and closer:
+            sentences.append(
+                f"Closer to the victim than all references by {', '.join(closer)}, which by these thresholds and "
+                "this vote is not derived."
+            )
+        elif self.derived is False:
             sentences.append("No closer to the victim than independent models; a removal attack can bring that about.")
         if missed:
             sentences.append(acquits)
@@ -141,8 +150,15 @@ class Verdict:
         )
         return sentences
 
+    def _beyond_all(self, name: str) -> bool:
+        result, scores = self.metrics[name], self.references.get(name)
+        if not scores or not math.isfinite(result.value):
+            return False
+        nearest = min(scores) if result.direction == "distance" else max(scores)
+        return is_derived(result.value, nearest, result.direction)
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the verdict as JSON values."""
+        """Return the verdict as JSON values. A value that is not finite is ``None``."""
         return {
             **{
                 name: getattr(self, name)
@@ -152,23 +168,29 @@ class Verdict:
             "reason": self.reason,
             "complete": self.complete,
             "blind": list(self.blind),
+            "rule": self.rule,
             "false_positive_rate": self.false_positive_rate,
             "verdict_false_positive_rate": self.verdict_false_positive_rate,
             "meaning": self.meaning,
             "skipped": dict(self.skipped),
             "references": {name: list(scores) for name, scores in self.references.items()},
-            "metrics": {name: asdict(result) for name, result in self.metrics.items()},
+            "metrics": {
+                name: {**asdict(result), "value": result.value if math.isfinite(result.value) else None}
+                for name, result in self.metrics.items()
+            },
         }
 
     def __repr__(self) -> str:
         words = {True: "DERIVED from the victim", False: "not derived", None: f"undecided: {self.reason}"}
-        voters = f"{self.vote} of {len(self.metrics)} metrics" if len(self.metrics) > 1 else "one metric"
+        votes = sum(result.derived is not None for result in self.metrics.values()) or len(self.metrics)
+        voters = f"{self.vote} of {votes} metrics" if votes > 1 else "one metric"
+        equal = "" if self.rule in STRICT_RULES else "="
         lines = [
             f"{self.verifier}: {words[self.derived]} ({voters}, {self.queries} queries, {self.nb_references} "
             "reference models)"
         ]
         for name, result in self.metrics.items():
-            sign = "<" if result.direction == "distance" else ">"
+            sign = ("<" if result.direction == "distance" else ">") + equal
             limit = "no threshold" if result.threshold is None else f"derived if {sign} {result.threshold:.4g}"
             if result.reason and not self.reason:  # other metrics decided
                 limit = result.reason
@@ -210,7 +232,8 @@ def conclude(
         known = None if calibration is None else calibration.within(name, space)
         if known is not None and name in known.references:
             references[name] = known.references[name]
-    rule = "extreme" if calibration is None else calibration.rule
+    rule: Rule = "extreme" if calibration is None else calibration.rule
+    calibrated = {} if calibration is None else calibration.references
     limits = {name: result.threshold for name, result in results.items() if result.threshold is not None}
     derived = None if found.trouble else combine((result.derived for result in results.values()), vote)
     return Verdict(
@@ -219,7 +242,7 @@ def conclude(
         derived=derived,
         vote=vote,
         queries=found.queries,
-        nb_references=0 if calibration is None else calibration.nb_references,
+        nb_references=max((len(scores) for name, scores in calibrated.items() if name in directions), default=0),
         seed=int(fingerprint.params["seed"]),
         fingerprint_digest=fingerprint.digest,
         skipped=found.skipped,
@@ -228,6 +251,7 @@ def conclude(
         references=references,
         false_positive_rate=false_positive_rate(calibration, results, references),
         blind=blind_metrics(limits, directions, fingerprint.facts, rule),
+        rule=rule,
     )
 
 
@@ -277,15 +301,17 @@ def false_positive_rate(
     """Return the greatest false-positive rate of the metrics, by a calibration whose rule gives one.
 
     The rule's own, or (1 + number of references beyond the threshold) / (R + 1) where that is more: somebody set the
-    threshold.
+    threshold. ``None`` if a metric decided without references: nothing bounds how often it flags.
 
     :param calibration: Thresholds, if there are any.
     :param results: Metrics as they were judged.
     :param references: Metric to the scores of its references.
     """
-    if calibration is None or calibration.nb_references == 0 or calibration.rule not in STRICT_RULES:
+    own = None if calibration is None else calibration.false_positive_rate
+    deciding = [name for name, result in results.items() if result.derived is not None]
+    if calibration is None or own is None or not all(references.get(name) for name in deciding):
         return None
-    rates = [calibration.false_positive_rate]
+    rates = [own]
     for name, scores in references.items():
         tau, direction = results[name].threshold, results[name].direction
         beyond = 0 if tau is None else sum(is_derived(score, tau, direction, calibration.rule) for score in scores)

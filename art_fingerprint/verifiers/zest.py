@@ -19,7 +19,8 @@ from torch import Tensor
 
 from art_fingerprint.core.checks import check_choice, check_flag, check_number, shown
 from art_fingerprint.core.classifier import LogitsNetwork, clip_bounds
-from art_fingerprint.core.queries import NanPolicy, Suspect, same_space
+from art_fingerprint.core.outputs import same_space
+from art_fingerprint.core.queries import NanPolicy, Suspect
 from art_fingerprint.core.seeding import torch_generator
 from art_fingerprint.exceptions import (
     AccessError,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -190,11 +191,14 @@ def test_other_votes() -> None:
 def test_calibration_as_json() -> None:
     calibration = Calibration({"A": (1.0, 0.1), "B": (2.0, 3.0)}, {"A": 0.1, "B": 1 / 3}, "t-mean", 0.9, 0.95)
     whole = Calibration({"A": (1.0, 0.1)}, {"A": 0.1}, "fpr", 0.9, 0.95, 0.5, {"A": "logits"}, {"0a": "0b", "1a": "1b"})
+    whole = replace(whole, order=("1a", "0a"), fingerprint="f")
     for each in (calibration, whole):
         assert Calibration.from_dict(json.loads(json.dumps(each.to_dict()))) == each
     old = {k: v for k, v in calibration.to_dict().items() if k in ("references", "thresholds", "rule", "alpha")}
     assert Calibration.from_dict({**old, "confidence": 0.95}) == calibration  # as the first version wrote it
     assert calibration.nb_references == 2
-    assert calibration.false_positive_rate == pytest.approx(1 / 3)
+    assert calibration.false_positive_rate is None
+    assert replace(calibration, rule="extreme").false_positive_rate == pytest.approx(1 / 3)
+    assert Calibration({}, {"A": 0.1}).false_positive_rate is None
     with pytest.raises(ValueError, match="median"):
         Calibration.from_dict({**calibration.to_dict(), "rule": "median"})

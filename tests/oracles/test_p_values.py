@@ -42,6 +42,8 @@ def test_welch_against_scipy() -> None:
     high, low = np.array([0.9, 0.8, 0.85, 0.95]), np.array([0.3, 0.4, 0.35, 0.45])
     assert welch_p_value(high, low) == pytest.approx(1.7182e-5, rel=1e-4)
     assert welch_p_value(np.ones(3), np.zeros(3)) == 1  # without variance nothing is tested
+    tiny = welch_p_value(np.array([0, 1e-100, 0]), np.array([0, 0, 2e-100]))
+    assert tiny == pytest.approx(welch_p_value(np.array([0, 1.0, 0]), np.array([0, 0, 2.0])))
     with pytest.raises(InvalidInputError, match="two values"):
         welch_p_value(np.ones(1), np.zeros(3))
     assert harmonic_mean([0.5, 0.0]) == 0
