@@ -19,14 +19,15 @@ from torch import nn
 from art_fingerprint.attacks.substitute import StreamedSet
 from art_fingerprint.attacks.substitute import SubstituteSet as SubstituteSet  # where attacks look for it
 from art_fingerprint.core.checks import check_flag, check_images, check_labels, check_number, check_seed, shown
-from art_fingerprint.core.classifier import check_classifier, clone_classifier, clone_network, network_of
+from art_fingerprint.core.classifier import check_classifier, check_copy, clone_classifier, clone_network, network_of
 from art_fingerprint.core.cost import CostMeter, uncounted
 from art_fingerprint.core.guard import evaluating, guarded
 from art_fingerprint.core.parameters import as_json, as_python, changed_together
+from art_fingerprint.core.precision import plain_torch
 from art_fingerprint.core.seeding import derive_seed, forked_random_state
 from art_fingerprint.core.streams import DataStream
 from art_fingerprint.core.training import EpochBatches, check_batches, nb_batches, samples_in_steps
-from art_fingerprint.exceptions import InvalidInputError
+from art_fingerprint.exceptions import InvalidInputError, TrainingDivergedError
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ class RemovalAttack(Attack):
         view = check_classifier(victim)
         meter = CostMeter(view.device)
         with (
-            torch.inference_mode(False),  # whatever the caller is in
+            plain_torch(),  # whatever the caller is in
             torch.enable_grad(),
             guarded(victim),
             forked_random_state(self.seed, type(self).__name__),
@@ -179,7 +180,10 @@ class RemovalAttack(Attack):
                 data = SubstituteSet(images, labels, view, self.batch_size, self.hflip, meter)
             if self.asks_as_client:
                 data.ask_as_client(victim)
-            network = clone_network(network_of(self._start())).to(view.device)
+            start = self._start()
+            network = clone_network(network_of(start)).to(view.device)
+            with uncounted():
+                check_copy(start, network)
             self._check_data(data, network)
             meter.watch("surrogate", network)
             surrogate = clone_classifier(victim, network)
@@ -190,6 +194,10 @@ class RemovalAttack(Attack):
             for parameter in network.parameters():
                 parameter.requires_grad_(parameter.is_floating_point())
                 parameter.grad = None
+            if not all(bool(torch.isfinite(parameter).all()) for parameter in network.parameters()):
+                raise TrainingDivergedError(
+                    "The last step made weights NaN or infinite. Lower the learning rate. The victim is unchanged."
+                )
         surrogate.surrogate_info = {
             "attack": type(self).__name__,
             "params": self.params(),

@@ -16,7 +16,7 @@ from art_fingerprint.attacks import removalnet_terms as terms
 from art_fingerprint.attacks.base import SubstituteSet
 from art_fingerprint.attacks.removalnet_adaptive import AdaptiveTerms
 from art_fingerprint.core.checks import shown
-from art_fingerprint.core.classifier import LogitsNetwork, Preprocessing, clip_bounds
+from art_fingerprint.core.classifier import LogitsNetwork, Preprocessing, check_output, clip_bounds
 from art_fingerprint.core.cut import LayerCut
 from art_fingerprint.core.frozen_cut import FrozenCut
 from art_fingerprint.core.layers import levels, resolve_layer
@@ -141,7 +141,7 @@ class RemovalNetRun:
         """Return latent and output of one pass, in float32 whatever the pass is run in."""
         with self._autocast():
             z, output = cut.forward(x)
-        return z.float(), output.float()
+        return z.float(), check_output(output).float()
 
     def _forward(self, cut: LayerCut, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return latent and logits of one pass in evaluation mode."""
@@ -158,12 +158,13 @@ class RemovalNetRun:
     def _tail_for(self, cut: LayerCut, x: Tensor) -> Callable[[Tensor], Tensor]:
         """Return the tail for these inputs, z' to logits."""
         view = self._view_of(cut)
+        dtype = next((p.dtype for p in cut.network.parameters() if p.is_floating_point()), torch.float32)
         with self._autocast():
             tail = cut.tail_for(x)
 
         def logits(z: Tensor) -> Tensor:
             with self._autocast():
-                output = tail(z)
+                output = tail(z.to(dtype))
             return view.logits(output.float())
 
         return logits

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from art.attacks.attack import EvasionAttack
+from art.estimators import BaseEstimator
 from art.estimators.classification import PyTorchClassifier
 from art.exceptions import EstimatorError
 from torch import Tensor, nn
@@ -69,10 +70,12 @@ class Evasion:
     overshoot 0.02; every other class has its own.
 
     :ivar name: Class name in torchattacks.
-    :ivar params: Constructor arguments of that class; for DeepFool also ``nb_candidates``, see :func:`.deepfool`.
+    :ivar params: Constructor arguments of that class; for DeepFool also ``nb_candidates``, see :func:`.deepfool`. A
+        ``seed`` that is not given is drawn anew for each batch.
     :ivar eps_space: ``"pixel"``, or ``"normalised"`` for FGSM and PGD: lengths are for standardised inputs, and are
         multiplied by the standard deviation of the classifier's standardisation per channel. The authors' loaders
         deliver standardised images, so their eps of 5/255 is about 1.2/255 in CIFAR10's pixels.
+    :ivar given: Names of the parameters that the caller gave.
     :ivar engine: ``"auto"``: our batched DeepFool, and our FGSM and PGD in normalised space (one step for each channel,
         which torchattacks cannot); torchattacks otherwise. ``"torchattacks"``: always that.
     :raises InvalidInputError: an unknown name (near names are listed), unknown parameters or bad values.
@@ -82,6 +85,7 @@ class Evasion:
     params: Mapping[str, Any] = field(default_factory=dict)
     eps_space: str = "pixel"
     engine: str = "auto"
+    given: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_choice("eps_space", self.eps_space, EPS_SPACES)
@@ -109,6 +113,7 @@ class Evasion:
                 check_number(name, merged[name], 1, integer=True)
             elif name == "random_start":
                 check_flag(name, merged[name])
+        object.__setattr__(self, "given", frozenset(self.params))
         object.__setattr__(self, "params", merged)
 
     def describe(self) -> dict[str, Any]:
@@ -147,7 +152,9 @@ class Evasion:
         return (low + (high - low) * found).clamp(low, high)
 
     def _torchattacks(self, network: nn.Module, unit: Tensor, y: Tensor, nb_classes: int) -> Tensor:
-        known = {"n_classes": nb_classes} if "n_classes" in self.params else {}
+        known: dict[str, Any] = {"n_classes": nb_classes} if "n_classes" in self.params else {}
+        if "seed" in self.params and "seed" not in self.given:  # torchattacks would take the time, or always 0
+            known["seed"] = int(torch.randint(2**31, ()))
         attack = _torchattacks_class(self.name)(network, **{**self.params, **known})
         attack.set_device(unit.device)
         with torch.enable_grad():
@@ -214,8 +221,8 @@ def describe(attack: Evasion | EvasionAttack | ArtFactory) -> dict[str, Any]:
     if isinstance(attack, Evasion):
         return attack.describe()
     if isinstance(attack, EvasionAttack):
-        values = {name: getattr(attack, name) for name in attack.attack_params if name != "summary_writer"}
-        plain = {name: value if _is_plain(value) else repr(value) for name, value in as_json(values).items()}
+        values = _art_params(attack)
+        plain = {name: value if _is_plain(value) else _text(value) for name, value in as_json(values).items()}
         return {"attack": type(attack).__name__, "params": plain}
     return {"attack": getattr(attack, "__name__", type(attack).__name__), "params": {}}
 
@@ -343,8 +350,11 @@ def _bound(attack: EvasionAttack | ArtFactory, classifier: PyTorchClassifier) ->
     if isinstance(attack, EvasionAttack):
         if attack.estimator is classifier:
             return attack
-        params = {name: getattr(attack, name) for name in attack.attack_params if name != "summary_writer"}
+        accepted = inspect.signature(type(attack)).parameters
+        params = {name: value for name, value in _art_params(attack).items() if name in accepted}
         try:
+            if any(_holds_model(value) for value in params.values()):
+                raise InvalidInputError("its parameters hold attacks or models")
             return type(attack)(classifier, **params)
         except Exception as error:
             raise InvalidInputError(
@@ -355,6 +365,20 @@ def _bound(attack: EvasionAttack | ArtFactory, classifier: PyTorchClassifier) ->
     if not isinstance(made, EvasionAttack):
         raise InvalidInputError(f"The function must return an ART EvasionAttack, it returned {type(made).__name__}.")
     return made
+
+
+def _art_params(attack: EvasionAttack) -> dict[str, Any]:
+    """Return an ART attack's parameters: some classes name what they lack."""
+    return {n: getattr(attack, n) for n in attack.attack_params if n != "summary_writer" and hasattr(attack, n)}
+
+
+def _holds_model(value: object) -> bool:
+    parts = value if isinstance(value, list | tuple) else [value]
+    return any(isinstance(part, EvasionAttack | BaseEstimator) for part in parts)
+
+
+def _text(value: object) -> str:
+    return type(value).__name__ if _holds_model(value) else repr(value)
 
 
 def _finite(examples: np.ndarray, name: str) -> np.ndarray:

@@ -147,9 +147,10 @@ class _Finder:
         convolution = call.name != "linear"
         weight = call.argument(1, "weight")
         groups = call.argument(6, "groups", 1) if convolution else 1
-        value, output = call.inputs[0], call.outputs[0]
-        place = self.labels.get(value)
-        shape = self.tape.shapes[value]
+        output = call.outputs[0]
+        # what is no function of the input, a table of positions, say, has no channels that are known
+        place = self.labels.get(call.inputs[0]) if call.inputs else None
+        shape = tuple(call.argument(0, "input").shape)
         axis = 1 if convolution else len(shape) - 1
         known = (
             isinstance(place, Place) and place.axis == axis and len(shape) == (weight.ndim if convolution else axis + 1)

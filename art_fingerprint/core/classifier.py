@@ -22,8 +22,10 @@ from art.preprocessing.standardisation_mean_std.utils import broadcastable_mean_
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from art_fingerprint.core.guard import HOOK_DICTS, guarded
+from art_fingerprint.core.guard import HOOK_DICTS, check_initialised, evaluating, guarded
+from art_fingerprint.core.notices import warn_caller
 from art_fingerprint.core.outputs import OutputKind, detect_kind, to_logits
+from art_fingerprint.core.seeding import forked_random_state, torch_generator
 from art_fingerprint.exceptions import InvalidInputError
 
 logger = logging.getLogger(__name__)
@@ -35,7 +37,8 @@ _PARAMETRISATION_MODULES = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectr
 def network_of(classifier: PyTorchClassifier) -> nn.Module:
     """Return the user's module behind a classifier, without ``DataParallel`` or ``torch.compile`` wrappers.
 
-    :raises InvalidInputError: for TorchScript and quantised modules, which can be neither trained nor cut.
+    :raises InvalidInputError: for TorchScript and quantised modules, which can be neither trained nor cut, and for lazy
+        ones without weights.
     """
     network: nn.Module = classifier.model
     while True:
@@ -45,6 +48,7 @@ def network_of(classifier: PyTorchClassifier) -> nn.Module:
             network = network._orig_mod  # type: ignore[assignment]
         else:
             break
+    check_initialised(network)
     if isinstance(network, torch.jit.ScriptModule):
         raise InvalidInputError("The classifier's model is a TorchScript module; pass the nn.Module it was made from.")
     if any(".quantized" in type(module).__module__ for module in network.modules()):
@@ -64,15 +68,24 @@ def has_batch_norm(network: nn.Module) -> bool:
 
 
 def clone_network(network: nn.Module) -> nn.Module:
-    """Deep-copy a network: no shared storage, no hooks, no gradients, pruning made permanent, no files written."""
+    """Deep-copy a network: no shared storage, no hooks, no gradients, pruning made permanent, no files written.
+
+    :raises InvalidInputError: it holds what cannot be copied, or weights that hooks compute.
+    """
     # Re-parametrised weights are results of autograd, which deepcopy refuses: hand it detached copies of those.
     memo: dict[int, Any] = {}
     for module in network.modules():
+        _check_hooks(module)
         for value in (*vars(module).values(), *module._buffers.values()):
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    twin = copy.deepcopy(network, memo)
+            for part in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(part, Tensor) and not part.is_leaf:
+                    memo[id(part)] = part.detach().clone()
+    twin: nn.Module = _copied(network, "The classifier's model", memo)
     for module in twin.modules():
+        inner = getattr(module, "_orig_mod", None)
+        if isinstance(inner, nn.Module):  # a compiled part: the copy's program would be the original's
+            module.forward = inner.forward
+            continue
         # A forward put on the instance is a closure over the *original* weights (HuggingFace wrappers do this), unless
         # it is a method, which deepcopy binds to the copy.
         patched = vars(module).get("forward")
@@ -82,7 +95,7 @@ def clone_network(network: nn.Module) -> nn.Module:
         for name in HOOK_DICTS:
             hooks = getattr(module, name, None)
             if hooks:
-                for key in [k for k, hook in hooks.items() if type(hook).__module__ not in _PARAMETRISATION_MODULES]:
+                for key in [k for k, hook in hooks.items() if not _reparametrises(hook)]:
                     del hooks[key]
         for name in [n[: -len("_orig")] for n, _ in module.named_parameters(recurse=False) if n.endswith("_orig")]:
             if hasattr(module, f"{name}_mask"):
@@ -90,6 +103,52 @@ def clone_network(network: nn.Module) -> nn.Module:
     for parameter in twin.parameters():
         parameter.grad = None
     return twin
+
+
+def _reparametrises(hook: object) -> bool:
+    return type(hook).__module__ in _PARAMETRISATION_MODULES
+
+
+def _check_hooks(module: nn.Module) -> None:
+    """Refuse weights that a hook of the user's computes from parameters: without it they would stay as they are."""
+    if all(_reparametrises(hook) for hook in module._forward_pre_hooks.values()):
+        return
+    for name, value in vars(module).items():
+        if isinstance(value, Tensor) and any(known.startswith(f"{name}_") for known in module._parameters):
+            raise InvalidInputError(
+                f"A {type(module).__name__} of the model computes its {name!r} in a forward pre-hook, which copies do "
+                "not take over: use torch.nn.utils.parametrize instead."
+            )
+
+
+def _copied(thing: Any, what: str, memo: dict[int, Any] | None = None) -> Any:
+    try:
+        return copy.deepcopy(thing, memo)
+    except Exception as error:  # locks, open files, results of autograd, whatever user code refuses
+        raise InvalidInputError(
+            f"{what} cannot be copied ({type(error).__name__}: {error}): take out of it what is no part of the model, "
+            "or give its class a __deepcopy__."
+        ) from error
+
+
+def check_copy(classifier: PyTorchClassifier, twin: nn.Module) -> None:
+    """Raise unless a copy of a classifier's network answers as the network does, on two random samples.
+
+    Cost: three forward passes.
+
+    :raises InvalidInputError: it does not, though the network answers the same twice.
+    """
+    view = LogitsNetwork(classifier, "logits")
+    low, high = clip_bounds(classifier)
+    unit = torch.rand((2, *classifier.input_shape), generator=torch_generator(0, "check_copy"))
+    x = (low + (high - low) * unit).to(view.device)
+    with torch.no_grad(), forked_random_state(), evaluating(view.network), evaluating(twin):
+        first, again, own = (net(view.preprocess(x.clone())) for net in (view.network, view.network, twin))
+    if torch.equal(first, again) and not torch.allclose(own, first, rtol=1e-3, atol=1e-3 * float(first.abs().max())):
+        raise InvalidInputError(
+            "A copy of the model answers otherwise than the model: hooks, and a forward() put on the instance, are not "
+            "copied. Write what they do into the forward() of the model's class."
+        )
 
 
 def clone_classifier(
@@ -117,7 +176,7 @@ def clone_classifier(
     with torch.cuda.device(device if device.type == "cuda" else -1):
         return PyTorchClassifier(
             model=network,
-            loss=copy.deepcopy(classifier.loss),
+            loss=_copied(classifier.loss, "The classifier's loss"),
             input_shape=tuple(classifier.input_shape),
             nb_classes=classifier.nb_classes,
             optimizer=optimizer,
@@ -273,20 +332,50 @@ def check_classifier(classifier: PyTorchClassifier) -> LogitsNetwork:
             f"nb_classes is {classifier.nb_classes}; a classifier of two or more classes is needed."
         )
     low, high = clip_bounds(classifier)
-    x = torch.full((2, *classifier.input_shape), float((low + high) / 2), device=classifier.device)
+    if classifier.clip_values is not None and any(np.ptp(bound) for bound in classifier.clip_values):
+        warn_caller(
+            f"The classifier's clip_values differ from one input value to the next; their extremes, {low:g} and "
+            f"{high:g}, are taken for all of them."
+        )
+    middle = float((low + high) / 2)
+    x = torch.full((2, *classifier.input_shape), middle, dtype=torch.float32, device=classifier.device)
     with guarded(classifier, weights=False), torch.no_grad():
         view.network.eval()
         try:
             width = view(x).shape[1]
-        except RuntimeError as error:
+        except InvalidInputError:
+            raise
+        except Exception as error:  # the model's own code raises anything
             shape = tuple(classifier.input_shape)
-            raise InvalidInputError(f"The model fails on two samples of input_shape={shape}: {error}") from error
+            raise InvalidInputError(
+                f"The model fails on two samples of input_shape={shape}: {type(error).__name__}: {error}"
+            ) from error
     if width != classifier.nb_classes:
         raise InvalidInputError(
             f"The classifier says nb_classes={classifier.nb_classes}, but its model returns {width} scores."
         )
     view.kind = "auto"  # to be decided on real data: the scores of two grey images may sum to one by chance
     return view
+
+
+def check_gradient(view: LogitsNetwork, x: Tensor) -> None:
+    """Raise unless a classifier's answers have a gradient in its inputs. Cost: one forward pass.
+
+    :param view: The classifier.
+    :param x: Samples, of which the first is taken.
+    """
+    if not view.preprocess.differentiable:
+        raise InvalidInputError(
+            "The victim's preprocessing defences have no torch gradient, which this verifier's extraction needs: "
+            "use their PyTorch versions, or move them into the model."
+        )
+    with evaluating(view.network):
+        logits = view.network(view.preprocess(x[:1].to(view.device, copy=True).requires_grad_()))
+    if not check_output(logits).requires_grad:
+        raise InvalidInputError(
+            "The victim's answers have no gradient in its inputs (tokens, rounding, detach()), which this verifier's "
+            "extraction needs."
+        )
 
 
 def direct_view(classifier: Any) -> LogitsNetwork | None:
@@ -321,8 +410,13 @@ def client_answers(classifier: Any, x: np.ndarray) -> np.ndarray:
 
 
 def clip_bounds(classifier: PyTorchClassifier) -> tuple[float, float]:
-    """Return the classifier's ``clip_values`` as two floats; ``(0, 1)`` if it has none."""
+    """Return the classifier's ``clip_values`` as two floats; ``(0, 1)`` if it has none.
+
+    :raises InvalidInputError: they are not finite.
+    """
     if classifier.clip_values is None:
         return 0.0, 1.0
-    low, high = classifier.clip_values
-    return float(np.min(low)), float(np.max(high))
+    low, high = (float(pick(bound)) for pick, bound in zip((np.min, np.max), classifier.clip_values, strict=True))
+    if not np.isfinite([low, high]).all():
+        raise InvalidInputError(f"clip_values must be finite, got ({low:g}, {high:g}); None stands for (0, 1).")
+    return low, high

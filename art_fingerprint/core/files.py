@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import stat
+import uuid
 from pathlib import Path
 
 from art_fingerprint.core.checks import shown
@@ -31,18 +32,20 @@ def regular_file(path: object, what: str, refusal: type[FingerprintError] = Inva
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file in one step: whoever reads sees the old file or the new one, also after a crash or a full disk.
+    """Write a file in one step: whoever reads sees the old file or the new one, also after a crash or a full disk. A
+    file that is replaced keeps its permissions.
 
     :raises OSError: the file cannot be written; an older one is as before.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:  # with the permissions that the user's umask leaves
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        if path.exists():
+            temporary.chmod(stat.S_IMODE(path.stat().st_mode))
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise

@@ -6,6 +6,7 @@ mode and works for architectures that cannot be traced whole.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,6 +35,8 @@ class InputTracer(fx.Tracer):
     :param is_leaf: Called with a submodule's dotted name and the submodule; what it says yes to stays one call.
     """
 
+    proxy_buffer_attributes = True  # else arithmetic on buffers would be done once, while tracing
+
     def __init__(self, is_leaf: Callable[[str, nn.Module], bool]) -> None:
         super().__init__()
         self._is_leaf = is_leaf
@@ -52,12 +55,22 @@ class InputTracer(fx.Tracer):
 def attributes_kept(modules: list[nn.Module]) -> Iterator[None]:
     """Undo attribute changes: tracing runs user code on proxies and stores constants in the network."""
     before = [(module, dict(vars(module))) for module in modules]
+    # user code may also write into containers, a list of activations, say
+    contents = [
+        (value, copy.copy(value))
+        for _, attributes in before
+        for value in attributes.values()
+        if isinstance(value, list | dict | set)
+    ]
     try:
         yield
     finally:
         for module, attributes in before:
             vars(module).clear()
             vars(module).update(attributes)
+        for value, content in contents:
+            value.clear()
+            value.extend(content) if isinstance(value, list) else value.update(content)
 
 
 def _divide(graph: fx.Graph, layer: str) -> tuple[fx.Graph, fx.Graph, int]:

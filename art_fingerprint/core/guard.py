@@ -8,8 +8,10 @@ from contextlib import contextmanager
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from art_fingerprint.core.seeding import forked_random_state
+from art_fingerprint.exceptions import InvalidInputError
 
 HOOK_DICTS = (
     "_forward_hooks",
@@ -34,20 +36,36 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def check_initialised(network: nn.Module) -> None:
+    """Raise if a network has lazy layers that were never run: their first pass makes their weights, once and for all.
+
+    :raises InvalidInputError: it has.
+    """
+    if any(is_lazy(tensor) for tensor in (*network.parameters(), *network.buffers())):
+        raise InvalidInputError(
+            "The classifier's model has lazy layers that were never run, so it has no weights yet: call its predict() "
+            "on one sample first."
+        )
+
+
 @contextmanager
-def guarded(*classifiers: object, weights: bool = True) -> Iterator[None]:
+def guarded(
+    *classifiers: object, weights: bool = True, seed: int | None = None, purpose: str = "guarded"
+) -> Iterator[None]:
     """Give every classifier back exactly as it was when the block ends, also after an exception.
 
     Restored: weights and buffers, per-module train/eval flags, ``requires_grad``, ``.grad``, hooks, and the caller's
     random state. Classifiers without a torch model are left alone.
 
     :param classifiers: ART classifiers.
-    :param weights: ``False`` skips the copy of weights and buffers, for blocks that only run forward passes in
-        evaluation mode.
+    :param weights: ``False`` skips the copy of weights, for blocks that only run forward passes in evaluation mode.
+    :param seed: Seed of the block's random state, for networks that draw in evaluation mode; ``None``: the caller's.
+    :param purpose: Mixed into the seed.
+    :raises InvalidInputError: a network has lazy layers without weights.
     """
     networks = [c.model for c in classifiers if isinstance(c, PyTorchClassifier)]
     snapshots = [_Snapshot(network, weights) for network in networks]
-    with forked_random_state():
+    with forked_random_state(seed, purpose):
         try:
             yield
         finally:
@@ -57,6 +75,7 @@ def guarded(*classifiers: object, weights: bool = True) -> Iterator[None]:
 
 class _Snapshot:
     def __init__(self, network: nn.Module, weights: bool) -> None:
+        check_initialised(network)
         # Dicts that are to be as they are now: parameters and buffers by name, and hooks; nearly all hook dicts are
         # empty, and this runs for every suspect that is scored.
         self.modules = [(module, module.training) for module in network.modules()]
@@ -71,7 +90,7 @@ class _Snapshot:
             for parameter in module._parameters.values()
             if parameter is not None
         ]
-        state = [*network.parameters(), *network.buffers()] if weights else []
+        state = [*(network.parameters() if weights else ()), *network.buffers()]
         self.state = [(tensor, tensor.detach().clone()) for tensor in state]
         self.grads = [(p.grad, p.grad.clone()) for p in network.parameters() if weights and p.grad is not None]
 

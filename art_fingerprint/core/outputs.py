@@ -56,6 +56,8 @@ def nonfinite_rows(outputs: Tensor) -> int:
 
 def to_logits(probabilities: Tensor) -> Tensor:
     """Return ``log(max(p, 1e-30))``: exact for every difference of logits until ``p`` underflows."""
+    if probabilities.dtype in (torch.float16, torch.bfloat16):  # where the smallest probability would be 0
+        probabilities = probabilities.float()
     return probabilities.clamp_min(_SMALLEST_PROBABILITY).log()
 
 

@@ -9,7 +9,7 @@ import torch
 from art.data_generators import DataGenerator
 from torch import Tensor
 
-from art_fingerprint.core.checks import check_images, check_labels
+from art_fingerprint.core.checks import check_images, check_labels, check_number
 from art_fingerprint.core.classifier import Preprocessing
 from art_fingerprint.core.seeding import torch_generator
 from art_fingerprint.core.training import Batch
@@ -37,6 +37,8 @@ class DataStream:
         self, generator: DataGenerator, input_shape: tuple[int, ...], nb_classes: int, clip_values: object = None
     ) -> None:
         self.size: int | None = generator.size
+        if self.size is not None:
+            check_number("size of the DataGenerator", self.size, 1, integer=True)
         self._generator = generator
         self._input_shape = input_shape
         self._nb_classes = nb_classes

@@ -22,7 +22,7 @@ from art_fingerprint.core.checks import (
     check_sequence,
     check_suspect,
 )
-from art_fingerprint.core.classifier import LogitsNetwork, check_classifier, clip_bounds, network_of
+from art_fingerprint.core.classifier import LogitsNetwork, check_classifier, check_gradient, clip_bounds, network_of
 from art_fingerprint.core.digests import network_digest
 from art_fingerprint.core.guard import guarded
 from art_fingerprint.core.outputs import AnswerKind
@@ -167,13 +167,10 @@ class Verifier(abc.ABC):
         images = check_images(x, tuple(victim.input_shape), clip_bounds(victim))
         labels = None if y is None else torch.from_numpy(check_labels(y, len(images), victim.nb_classes))
         view = check_classifier(victim)
-        if self._needs_gradients() and not view.preprocess.differentiable:
-            raise InvalidInputError(
-                "The victim's preprocessing defences have no torch gradient, which this verifier's extraction needs: "
-                "use their PyTorch versions, or move them into the model."
-            )
-        with guarded(victim), full_precision():
+        with guarded(victim, seed=self.seed, purpose=type(self).__name__), full_precision(), torch.enable_grad():
             view.network.eval().requires_grad_(False)
+            if self._needs_gradients():
+                check_gradient(view, torch.from_numpy(images))
             arrays, facts = self._extract(view, torch.from_numpy(images), labels)
         common = {
             "input_shape": victim.input_shape,
@@ -399,5 +396,6 @@ class Verifier(abc.ABC):
             names = [m.name for m in self.metrics if self.wants(m.name)]
             return measure(lambda c: score(c, fingerprint), client, self._notes, names, self.extras)
 
-        with guarded(classifier, weights=False), full_precision(), torch.no_grad():
+        guard = guarded(classifier, weights=False, seed=self.seed, purpose=type(self).__name__)
+        with guard, full_precision(), torch.no_grad():
             return measure_in_both_spaces(run, suspect) if record else run(suspect)

@@ -15,8 +15,8 @@ from art.estimators.classification import BlackBoxClassifierNeuralNetwork, PyTor
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from art_fingerprint.core.outputs import to_probabilities
-from art_fingerprint.core.queries import Suspect, same_space
+from art_fingerprint.core.outputs import same_space, to_probabilities
+from art_fingerprint.core.queries import Suspect
 from art_fingerprint.exceptions import (
     AccessError,
     FingerprintError,
