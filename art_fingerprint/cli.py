@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import io
 import json
 import logging
 import os
 import sys
+import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from art_fingerprint._version import __version__
+from art_fingerprint.cli_signals import terminated_as_interrupted
 from art_fingerprint.exceptions import FingerprintError
 
-OK, DERIVED, BAD_INPUT, SOME_FAILED, STOPPED, BROKEN_PIPE = 0, 1, 2, 3, 130, 141
+OK, DERIVED, BAD_INPUT, SOME_FAILED, DEFECT, STOPPED, BROKEN_PIPE = 0, 1, 2, 3, 70, 130, 141
+_RESUMED = ("bench", "experiment")  # what they finished is kept
 
 
 class _Parser(argparse.ArgumentParser):
@@ -37,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     runs = _Parser(add_help=False)
-    runs.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for rows, models and tables")
+    runs.add_argument("--out", required=True, type=_path, metavar="DIR", help="folder for rows, models and tables")
     runs.add_argument(
         "--scale",
         choices=("full", "smoke"),
@@ -48,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         "--seeds",
         type=_seeds,
         metavar="N|A,B,C",
-        help="how many seeds, or which (default: 3; at smoke scale 1; of a plan its own)",
+        help="how many seeds, or which (7, is the one seed 7; default: 3; at smoke scale 1; of a plan its own)",
     )
     runs.add_argument(
         "--executor",
@@ -70,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     what = bench.add_mutually_exclusive_group()
     what.add_argument("--preset", help="name of a preset; see list presets (default: digits)")
     what.add_argument(
-        "--plan", type=Path, metavar="FILE", help="YAML, TOML or JSON: victims, attacks, verifiers, seeds"
+        "--plan", type=_path, metavar="FILE", help="YAML, TOML or JSON: victims, attacks, verifiers, seeds"
     )
     bench.add_argument("--attacks", metavar="A,B", help="row labels to run, e.g. 'FT(0.5),RemovalNet(train)'")
     bench.add_argument("--verifiers", metavar="V,W", help="verifiers to run, e.g. IPGuardVerifier,ZestVerifier")
@@ -80,8 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     experiment.add_argument("--preset", default="digits", help="name of a preset; see list presets (default: digits)")
 
     data = _Parser(add_help=False)
-    data.add_argument("--data", required=True, type=Path, metavar="D.npz", help="arrays x (n, C, H, W) and, if any, y")
-    data.add_argument("--out", required=True, type=Path, metavar="FILE", help="safetensors file to write")
+    data.add_argument("--data", required=True, type=_path, metavar="D.npz", help="arrays x (n, C, H, W) and, if any, y")
+    data.add_argument("--out", required=True, type=_path, metavar="FILE", help="safetensors file to write")
     data.add_argument("--seed", type=int, default=0, help="seed of all random draws (default: 0)")
     data.add_argument(
         "--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="a parameter, e.g. max_iter=300"
@@ -89,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--quiet", action="store_true", help="no progress bar")
     model = _Parser(add_help=False)
     model.add_argument("--model", required=True, metavar="FACTORY", help="package.module:function, or timm:NAME")
-    model.add_argument("--weights", type=Path, metavar="W", help="safetensors, or a state dict saved by torch")
+    model.add_argument("--weights", type=_path, metavar="W", help="safetensors, or a state dict saved by torch")
     model.add_argument("--nb-classes", type=int, help="for timm: number of classes (verify: the fingerprint's)")
     model.add_argument(
         "--clip",
@@ -112,17 +117,17 @@ def _parser() -> argparse.ArgumentParser:
         "--profile", default="paper", help="paper (default), removalnet, removalnet-legacy, or one of its own"
     )
     extract.add_argument(
-        "--references", type=Path, nargs="+", default=[], metavar="W", help="weights of independent models"
+        "--references", type=_path, nargs="+", default=[], metavar="W", help="weights of independent models"
     )
     extract.add_argument("--rule", help="how references set thresholds (default: extreme)")
-    extract.add_argument("--thresholds", type=Path, metavar="T.json", help="write the thresholds here, too")
+    extract.add_argument("--thresholds", type=_path, metavar="T.json", help="write the thresholds here, too")
 
     verify = verbs.add_parser("verify", parents=[model], help="check a suspect against a fingerprint file")
     verify.add_argument(
-        "--fingerprint", required=True, type=Path, metavar="FILE", help="what `extract` wrote, calibrated or not"
+        "--fingerprint", required=True, type=_path, metavar="FILE", help="what `extract` wrote, calibrated or not"
     )
     verify.add_argument("--verifier", metavar="NAME", help="default: as the file says; your own: package.module:Class")
-    verify.add_argument("--thresholds", type=Path, metavar="T.json", help="use these instead of the file's own")
+    verify.add_argument("--thresholds", type=_path, metavar="T.json", help="use these instead of the file's own")
     verify.add_argument("--outputs", default="auto", help="auto (default), logits, probabilities or labels")
     verify.add_argument("--budget", type=int, help="most images that are sent to the suspect")
     verify.add_argument("--max-seconds", type=float, metavar="S", help="time after which no more images are sent")
@@ -139,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser("doctor", help="versions, devices, import problems, one tiny verifier run")
 
     report = verbs.add_parser("report", help="write tables, figures and report.html from rows alone")
-    report.add_argument("folder", type=Path, help="folder of a bench run")
+    report.add_argument("folder", type=_path, help="folder of a bench run")
     report.add_argument(
         "--published",
         nargs="?",
@@ -148,6 +153,10 @@ def _parser() -> argparse.ArgumentParser:
         help="print the paper's numbers beside ours, e.g. CIFAR10 (default: the rows' data set, or the nearest)",
     )
     return parser
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -162,7 +171,7 @@ def _setting(text: str) -> tuple[str, Any]:
 
 def _seeds(text: str) -> int | list[int]:
     try:
-        return [int(part) for part in text.split(",")] if "," in text else int(text)
+        return [int(part) for part in text.removesuffix(",").split(",")] if "," in text else int(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"a number, or seeds with commas between them, got {text!r}") from error
 
@@ -229,13 +238,16 @@ def _report(folder: Path, published: str | None = None) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status.
 
-    0: done; 1: derived, under ``verify --fail-if-derived``; 2: bad input; 3: some cells, or the doctor, failed; 130:
-    stopped; 141: nobody read the output.
+    0: done; 1: derived, under ``verify --fail-if-derived``; 2: bad input; 3: some cells, or the doctor, failed; 70: a
+    defect of this package; 130: stopped; 141: nobody read the output.
     """
+    _prepare_streams()
     parsed = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
     try:
-        status = _run(parsed)
+        with terminated_as_interrupted(), warnings.catch_warnings():
+            warnings.showwarning = _show_warning  # type: ignore[assignment]
+            status = _run(parsed)
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # nobody reads on, as behind `| head`; Python is not to try again when it ends
@@ -245,8 +257,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"art-fingerprint: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        print("art-fingerprint: stopped; run the same command again to go on.", file=sys.stderr)
+        resumed = "; run the same command again to go on" if parsed.verb in _RESUMED else ""
+        print(f"art-fingerprint: stopped{resumed}.", file=sys.stderr)
         return STOPPED
+    except Exception:  # never a status that says something about a model
+        traceback.print_exc()
+        print(
+            "art-fingerprint: this is a defect of art-fingerprint; please report it with the lines above.",
+            file=sys.stderr,
+        )
+        return DEFECT
+
+
+def _prepare_streams() -> None:
+    """Let output neither fail nor flood where streams are closed, lack characters, or go into a log."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the end
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "30")
+
+
+def _show_warning(message: Warning | str, *_details: object) -> None:
+    print(f"art-fingerprint: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _run(parsed: argparse.Namespace) -> int:

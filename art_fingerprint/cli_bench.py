@@ -7,7 +7,6 @@ import argparse
 from art_fingerprint.benchmark.plan_files import load_plan
 from art_fingerprint.benchmark.runner import Bench
 from art_fingerprint.cli_runs import outline, plan_of_preset, run_options
-from art_fingerprint.cli_signals import terminated_as_interrupted
 
 
 def run(arguments: argparse.Namespace) -> Bench | None:
@@ -16,8 +15,7 @@ def run(arguments: argparse.Namespace) -> Bench | None:
     if arguments.dry_run:
         outline(bench)
         return None
-    with terminated_as_interrupted():
-        bench.run()
+    bench.run()
     return bench
 
 

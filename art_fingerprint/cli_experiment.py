@@ -6,7 +6,6 @@ import argparse
 from typing import Any
 
 from art_fingerprint.cli_runs import outline, plan_of_preset, run_options
-from art_fingerprint.cli_signals import terminated_as_interrupted
 from art_fingerprint.experiments.catalogue import bench_of, experiment, run_experiment
 
 
@@ -19,8 +18,7 @@ def run(arguments: argparse.Namespace) -> bool:
     if arguments.dry_run:
         outline(bench_of(*what, **options))
         return True
-    with terminated_as_interrupted():
-        paths, whole = run_experiment(*what, **options)
+    paths, whole = run_experiment(*what, **options)
     print(paths[0].read_text(encoding="utf-8"))
     for path in paths:
         print(path)

@@ -6,6 +6,8 @@ import argparse
 import importlib
 import importlib.util
 import json
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 
 import art_fingerprint.verifiers as verifiers
+from art_fingerprint.core.checks import check_choice, check_number
+from art_fingerprint.core.digests import network_digest
 from art_fingerprint.core.files import regular_file, write_whole
 from art_fingerprint.core.parameters import strict_json
 from art_fingerprint.core.versions import versions
@@ -38,9 +42,9 @@ _OPTIONAL = {"matplotlib": "plots", "ray": "ray", "skimage": "zest", "tensorboar
 def attack(arguments: argparse.Namespace) -> None:
     """Derive a surrogate and write its weights."""
     kind = attack_class(arguments.attack)
-    victim, x, y = _victim(arguments)
-    parameters = {"verbose": not arguments.quiet, **arguments.set, "seed": arguments.seed}
+    parameters = _parameters(arguments)
     check_parameters(kind, parameters)
+    victim, x, y = _victim(arguments)
     surrogate = kind(victim, **parameters).generate(x, None if arguments.no_labels else y)
     save_weights(surrogate, arguments.out, surrogate.surrogate_info)
     print(f"{kind.__name__}: surrogate written to {arguments.out}")
@@ -57,9 +61,9 @@ def extract(arguments: argparse.Namespace) -> None:
         check_rule(rule, len(arguments.references))
     elif arguments.rule is not None or arguments.thresholds is not None:
         raise InvalidInputError("--rule and --thresholds need --references, the weights of independent models.")
-    victim, x, y = _victim(arguments)
-    parameters = {"verbose": not arguments.quiet, **arguments.set, "seed": arguments.seed}
+    parameters = _parameters(arguments)
     check_parameters(kind, parameters)
+    victim, x, y = _victim(arguments)
     verifier = kind.from_profile(victim, arguments.profile, **parameters)
     references = [_model(arguments, path, x.shape[1:]) for path in arguments.references]
     fingerprint = verifier.extract(x, y)
@@ -71,7 +75,7 @@ def extract(arguments: argparse.Namespace) -> None:
     if arguments.thresholds is not None and fingerprint.calibration is not None:
         text = json.dumps(fingerprint.calibration.to_dict(), indent=2)
         write_whole(arguments.thresholds, text.encode())
-    if not references:
+    if not references and not kind.decides_alone:
         print("Without --references there are no thresholds: verdicts will be undecided.")
 
 
@@ -82,6 +86,10 @@ def verify(arguments: argparse.Namespace) -> bool | None:
         fingerprint.calibration = load_thresholds(arguments.thresholds)
     named = arguments.verifier or fingerprint.verifier
     kind = verifier_class(named, own=arguments.verifier is not None, committee=True)
+    if arguments.thresholds is not None and fingerprint.calibration is not None:
+        known = [metric.name for metric in getattr(kind, "metrics", ())]
+        for name in fingerprint.calibration.thresholds if known else ():  # a committee has none of its own
+            check_choice(f"metric in {arguments.thresholds}", name, known)
     check_facts(fingerprint)
     low, high = fingerprint.facts["clip_values"]
     arguments.clip = arguments.clip or (low, high)
@@ -144,19 +152,60 @@ def _tiny_run() -> bool:
     return verifier.verify(clone_classifier(victim)).derived is True
 
 
+def _parameters(arguments: argparse.Namespace) -> dict[str, Any]:
+    if "seed" in arguments.set:
+        raise InvalidInputError("--set seed=... is --seed.")
+    return {"verbose": not arguments.quiet, **arguments.set, "seed": arguments.seed}
+
+
 def _model(arguments: argparse.Namespace, weights: Path | None, shape: Sequence[int]) -> PyTorchClassifier:
-    network = load_network(arguments.model, arguments.nb_classes, shape[0])
+    _check_model_options(arguments)
+    network, again = (load_network(arguments.model, arguments.nb_classes, shape[0], seed) for seed in (0, 1))
     if weights is not None:
         load_weights(network, weights)
+    elif network_digest(network) != network_digest(again):
+        raise InvalidInputError(
+            f"{arguments.model} makes a model with random weights: say with --weights which ones it has."
+        )
     return classifier_of(
         network, tuple(shape), arguments.clip or (0.0, 1.0), arguments.mean, arguments.std, arguments.device
     )
 
 
+def _check_model_options(arguments: argparse.Namespace) -> None:
+    if arguments.clip is not None and not (np.isfinite(arguments.clip).all() and arguments.clip[0] < arguments.clip[1]):
+        raise InvalidInputError(f"--clip needs two finite numbers, the smaller one first, got {arguments.clip}.")
+    if (arguments.mean is None) != (arguments.std is None):
+        raise InvalidInputError("--mean and --std go together.")
+    if not all(np.isfinite(value) and value > 0 for value in arguments.std or ()):
+        raise InvalidInputError(f"--std needs numbers above 0, got {arguments.std}.")
+    if arguments.nb_classes is not None:
+        check_number("--nb-classes", arguments.nb_classes, 2, integer=True)
+
+
+def _check_outputs(outputs: Sequence[Path], inputs: Sequence[Path | None]) -> None:
+    """Refuse files that cannot be written, or that are read or written otherwise: now rather than after hours."""
+    given = [os.path.realpath(path) for path in inputs if path is not None]
+    for place, path in enumerate(outputs):
+        if not path.parent.is_dir():
+            raise InvalidInputError(f"There is no folder {path.parent} for {path.name}.")
+        if path.exists() and not path.is_file():
+            raise InvalidInputError(f"{path} is a folder, a pipe or a device: name a file.")
+        if os.path.realpath(path) in given:
+            raise InvalidInputError(f"{path} is read and would be overwritten: name another file.")
+        if path in outputs[:place]:
+            raise InvalidInputError(f"{path} would be written twice: name two files.")
+        try:
+            with tempfile.NamedTemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise InvalidInputError(f"{path} cannot be written: {error.strerror}.") from error
+
+
 def _victim(arguments: argparse.Namespace) -> tuple[PyTorchClassifier, np.ndarray, np.ndarray | None]:
-    folder = arguments.out.parent
-    if not folder.is_dir():  # found out now rather than after hours
-        raise InvalidInputError(f"There is no folder {folder} for {arguments.out.name}.")
+    thresholds = getattr(arguments, "thresholds", None)
+    outputs = [arguments.out] if thresholds is None else [arguments.out, thresholds]
+    _check_outputs(outputs, [arguments.data, arguments.weights, *getattr(arguments, "references", ())])
     x, y = load_arrays(arguments.data)
     if x.ndim != 4:
         raise InvalidInputError(f"'x' in {arguments.data} must be images (n, C, H, W), got shape {x.shape}.")

@@ -63,6 +63,8 @@ def main() -> None:
     for name, suspect in (("fine-tuned", copy), ("RemovalNet", surrogate), ("independent", independent)):
         print(f"\n{name}, accuracy {accuracy(suspect, data.x_test, data.y_test):.1%}")
         print(judge.verify(suspect))
+    if quick:
+        print("\n--quick: models are trained so little that verdicts on them mean nothing.")
 
 
 if __name__ == "__main__":

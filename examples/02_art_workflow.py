@@ -69,6 +69,8 @@ def main() -> None:
         shares = "".join(f"{accuracy(suspect, x, data.y_test):14.1%}" for x in sets)
         verdict = verifier.verify(suspect)
         print(f"{name:16}{shares}   {'derived' if verdict.derived else 'not derived'} (MR {verdict['MR'].value:.2f})")
+    if quick:
+        print("\n--quick: models are trained so little that verdicts on them mean nothing.")
 
 
 if __name__ == "__main__":

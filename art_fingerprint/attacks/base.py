@@ -14,7 +14,7 @@ from art.attacks.attack import Attack
 from art.data_generators import DataGenerator
 from art.estimators.classification import PyTorchClassifier
 from art.summary_writer import SummaryWriter, SummaryWriterDefault
-from torch import nn
+from torch import Tensor, nn
 
 from art_fingerprint.attacks.substitute import StreamedSet
 from art_fingerprint.attacks.substitute import SubstituteSet as SubstituteSet  # where attacks look for it
@@ -194,10 +194,8 @@ class RemovalAttack(Attack):
             for parameter in network.parameters():
                 parameter.requires_grad_(parameter.is_floating_point())
                 parameter.grad = None
-            if not all(bool(torch.isfinite(parameter).all()) for parameter in network.parameters()):
-                raise TrainingDivergedError(
-                    "The last step made weights NaN or infinite. Lower the learning rate. The victim is unchanged."
-                )
+            with uncounted():
+                self._check_sound(network, view.network, data.example(8).x)
         surrogate.surrogate_info = {
             "attack": type(self).__name__,
             "params": self.params(),
@@ -208,6 +206,17 @@ class RemovalAttack(Attack):
             **report,
         }
         return surrogate
+
+    @staticmethod
+    def _check_sound(network: nn.Module, victim: nn.Module, x: Tensor) -> None:
+        """Raise if the last step ruined a surrogate, whose losses were read before it."""
+        with torch.no_grad():
+            own = network(x.clone())
+            if not torch.isfinite(own).all() and torch.isfinite(victim(x.clone())).all():
+                raise TrainingDivergedError(
+                    "The surrogate answers NaN or infinity after its last step. Lower the learning rate. The victim is "
+                    "unchanged."
+                )
 
     # ------------------------------------------------------------------ cost beforehand
     def expected_passes(self, nb_samples: int, labelled: bool = True) -> float:

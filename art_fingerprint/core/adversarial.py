@@ -378,7 +378,7 @@ def _holds_model(value: object) -> bool:
 
 
 def _text(value: object) -> str:
-    return type(value).__name__ if _holds_model(value) else repr(value)
+    return type(value).__name__ if _holds_model(value) or callable(value) else repr(value)
 
 
 def _finite(examples: np.ndarray, name: str) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import uuid
@@ -33,10 +34,13 @@ def regular_file(path: object, what: str, refusal: type[FingerprintError] = Inva
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file in one step: whoever reads sees the old file or the new one, also after a crash or a full disk. A
-    file that is replaced keeps its permissions.
+    file that is replaced keeps its permissions, and a link goes on to point to it.
 
-    :raises OSError: the file cannot be written; an older one is as before.
+    :raises OSError: the file cannot be written; an older one is as before. Folders, pipes and devices are none.
     """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "It is a folder, a pipe or a device, where a file is to be written", str(path))
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     try:
         with open(temporary, "xb") as file:  # with the permissions that the user's umask leaves

@@ -285,9 +285,9 @@ def _how(preset: str, own: Sequence[Row], inner: Mapping[str, Sequence[Row]], gi
             continue
         body = (
             sheet(measured.facts(rows, given), "facts")
-            + "<h4>Attacks</h4>"
+            + "<h3>Attacks</h3>"
             + sheet(measured.attacks(rows, given), "words")
-            + "<h4>Verifiers</h4>"
+            + "<h3>Verifiers</h3>"
             + sheet(measured.verifiers(rows), "words")
             + _missing(table_one(rows).notes)
         )

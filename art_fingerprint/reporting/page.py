@@ -27,8 +27,8 @@ h1{font-size:1.75rem;line-height:1.2;margin:0;overflow-wrap:anywhere}
 section{padding-top:1.1rem}section>h1{margin:2.2rem 0 0}
 h2{font-size:1.28rem;margin:2.8rem 0 .5rem;padding-top:1.1rem;border-top:1px solid var(--line)}
 h3{font-size:1.05rem;margin:1.8rem 0 .3rem}h4{margin:1.2rem 0 .2rem;font-size:.95rem}
-h5{font-size:13.5px;margin:0 0 .2rem;font-weight:600}
-h2,h3,h4,h5{overflow-wrap:anywhere}
+figcaption.head{font-size:13.5px;margin:0 0 .2rem;font-weight:600;overflow-wrap:anywhere}
+h2,h3,h4{overflow-wrap:anywhere}
 p{max-width:48rem;margin:.5rem 0}.note{color:var(--soft);font-size:13.5px}
 ul.notes{color:var(--soft);font-size:13.5px;padding-left:1.2rem;max-width:56rem;margin:.5rem 0}
 li{margin:.2rem 0;overflow-wrap:anywhere}
@@ -52,7 +52,7 @@ table.pairs tr:nth-child(even) td{border-bottom-color:#a9b3bd}
 tbody tr td.right,.right{background:var(--right)}tbody tr td.wrong,.wrong{background:var(--wrong)}
 td.wrong::after,.key.wrong::after{content:' \\2717';font-weight:700}
 table.matrix td:not(:first-child),table.matrix th:not(:first-child){text-align:center;min-width:4.6rem}
-.key{padding:.05rem .45rem;border-radius:.25rem;white-space:nowrap}
+.key{padding:.05rem .45rem;border-radius:.25rem}td .key{white-space:nowrap}
 .dot{white-space:nowrap;margin-right:.6rem}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.7rem;margin:1rem 0}
 .tile{border:1px solid var(--line);border-radius:.5rem;padding:.65rem .8rem;min-width:0}
@@ -161,7 +161,7 @@ def sheet(table: Sheet, style: str = "", mark: Callable[[int, int], str] = lambd
             f"<td{_class(mark(number, column))}>{html.escape(value)}</td>" for column, value in enumerate(row)
         )
         lines.append(f"<tr{limit}>{found}</tr>")
-    top = "".join(f"<th>{html.escape(value)}</th>" for value in head)
+    top = "".join(f"<th scope='col'>{html.escape(value)}</th>" for value in head)
     titles = "" if "facts" in style.split() else f"<thead><tr>{top}</tr></thead>"
     return (
         f"<div class='wide'><table{_class(style)}>{titles}<tbody>{''.join(lines)}</tbody></table></div>"

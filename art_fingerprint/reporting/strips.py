@@ -105,7 +105,8 @@ def drawn(strip: Strip) -> str:
         svg.append(f"<text x='{left - 10}' y='{y + 4:.1f}' text-anchor='end'>{html.escape(short[label])}</text>")
         own = [point for point in strip.points if point[0] == label]
         svg += [_circle(point, x_of(point[3]), y + _shift(place, len(own))) for place, point in enumerate(own)]
-    return f"<figure><h5>{html.escape(heading)}</h5><div class='wide'>{''.join(svg)}</svg></div></figure>"
+    caption = f"<figcaption class='head'>{html.escape(heading)}</figcaption>"
+    return f"<figure>{caption}<div class='wide'>{''.join(svg)}</svg></div></figure>"
 
 
 def _circle(point: tuple[str, str, int, float], x: float, y: float) -> str:

@@ -42,7 +42,8 @@ def plot_tradeoff(points: Sequence[Point], path: str | os.PathLike[str] | None =
     lines = -(-len(verifiers) // columns)
     figure = Figure(figsize=(4.2 * columns + 2.6, max(3.4 * lines, 0.21 * len(points) + 1)), layout="constrained")
     panels = figure.subplots(lines, columns, sharey=True, squeeze=False).reshape(-1)
-    limits = {"vmin": min(p.accuracy for p in points), "vmax": max(p.accuracy for p in points), "cmap": "viridis"}
+    accuracies = [100 * point.accuracy for point in points]
+    limits = {"vmin": min(accuracies), "vmax": max(accuracies), "cmap": "viridis"}
     drawn = None
     for axes, verifier in zip(panels, verifiers, strict=False):
         for edge in (0, 1):
@@ -50,10 +51,10 @@ def plot_tradeoff(points: Sequence[Point], path: str | os.PathLike[str] | None =
         for number, point in enumerate(points, 1):
             if verifier not in point.gained:
                 continue
-            x, y = point.gained[verifier], point.robust_accuracy
+            x, y = point.gained[verifier], 100 * point.robust_accuracy
             options = {"marker": _MARKERS[point.role], "s": 110 if point.role == "victim" else 45, "zorder": 3}
             drawn = axes.scatter(
-                [x], [y], c=[point.accuracy], edgecolors="#333333", linewidths=0.5, **options, **limits
+                [x], [y], c=[100 * point.accuracy], edgecolors="#333333", linewidths=0.5, **options, **limits
             )
             axes.annotate(str(number), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
         axes.set_title(short(verifier), fontsize=10)
@@ -64,12 +65,12 @@ def plot_tradeoff(points: Sequence[Point], path: str | os.PathLike[str] | None =
     for axes in panels[len(verifiers) :]:
         axes.set_visible(False)
     for axes in panels[::columns]:
-        axes.set_ylabel(f"accuracy under {attack}", fontsize=8)
+        axes.set_ylabel(f"accuracy % under {attack}", fontsize=8)
     names = "\n".join(f"{number:2d}  {point.label}" for number, point in enumerate(points, 1))
     figure.legend(handles=[], title=names, loc="outside right upper", title_fontsize=8, alignment="left", frameon=False)
     if drawn is not None:
         bar = figure.colorbar(drawn, ax=list(panels), location="bottom", fraction=0.04, aspect=50)
-        bar.set_label("accuracy on test images", fontsize=8)
+        bar.set_label("accuracy % on test images", fontsize=8)
         bar.ax.tick_params(labelsize=8)
     if path is not None:
         try:

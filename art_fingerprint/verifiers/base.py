@@ -65,6 +65,7 @@ class Verifier(abc.ABC):
 
     :cvar extraction_data: What :meth:`extract` should be given: ``"any"`` images, labelled ``"held-out"`` ones that the
         victim was not trained on, or images of its ``"training"`` set, and more (see the class).
+    :cvar decides_alone: Whether it has a p-value without reference models.
     :cvar extras: Names of further values that :meth:`score` returns beside the metrics, where they come for free
         (another normalisation of a metric, say). They are never calibrated and never vote.
     :ivar fingerprint: The fingerprint, once :meth:`extract` has run or a file was given to :meth:`from_fingerprint`.
@@ -75,6 +76,7 @@ class Verifier(abc.ABC):
     source_access: ClassVar[Access]
     suspect_access: ClassVar[Access]
     extraction_data: ClassVar[Literal["any", "held-out", "training"]] = "any"
+    decides_alone: ClassVar[bool] = False
     verifier_params: ClassVar[list[str]] = ["metric_names", "nan_policy", "batch_size", "seed", "verbose"]
     profiles: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}}
     _estimator_requirements: ClassVar[tuple[type, ...]] = (PyTorchClassifier,)
@@ -165,13 +167,14 @@ class Verifier(abc.ABC):
                 "nn.Module that moves the axis, and use input_shape=(C, H, W) with channels_first=True."
             )
         images = check_images(x, tuple(victim.input_shape), clip_bounds(victim))
-        labels = None if y is None else torch.from_numpy(check_labels(y, len(images), victim.nb_classes))
+        labels = None if y is None else check_labels(y, len(images), victim.nb_classes)
         view = check_classifier(victim)
         with guarded(victim, seed=self.seed, purpose=type(self).__name__), full_precision(), torch.enable_grad():
             view.network.eval().requires_grad_(False)
             if self._needs_gradients():
                 check_gradient(view, torch.from_numpy(images))
-            arrays, facts = self._extract(view, torch.from_numpy(images), labels)
+            known = None if labels is None else torch.from_numpy(labels)
+            arrays, facts = self._extract(view, torch.from_numpy(images), known)
         common = {
             "input_shape": victim.input_shape,
             "nb_classes": victim.nb_classes,

@@ -116,6 +116,8 @@ class Fingerprint:
             )
         try:
             header = json.loads(metadata[_HEADER_KEY])
+            if "verifier" not in header:
+                raise FingerprintFileError(f"{path} is no fingerprint: it holds weights, as `attack` writes them.")
             version = int(header["format"])
             if version < 1:
                 raise ValueError(f"unknown format {version}")

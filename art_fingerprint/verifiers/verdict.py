@@ -123,6 +123,8 @@ class Verdict:
         if n == 0 and any(result.p_value is not None for result in self.metrics.values()):
             known = "No reference models: p bounds the chance of so close a value by what is known of unrelated models."
             return [known, acquits] if missed else [known]
+        if not self.metrics:
+            return []
         if n == 0:
             return ["Without reference models nothing says which values are unusual."]
         known = f"{n} references" if n > 1 else "one reference"
@@ -183,7 +185,7 @@ class Verdict:
     def __repr__(self) -> str:
         words = {True: "DERIVED from the victim", False: "not derived", None: f"undecided: {self.reason}"}
         votes = sum(result.derived is not None for result in self.metrics.values()) or len(self.metrics)
-        voters = f"{self.vote} of {votes} metrics" if votes > 1 else "one metric"
+        voters = f"{self.vote} of {votes} metrics" if votes > 1 else "one metric" if votes else "no metric"
         equal = "" if self.rule in STRICT_RULES else "="
         lines = [
             f"{self.verifier}: {words[self.derived]} ({voters}, {self.queries} queries, {self.nb_references} "

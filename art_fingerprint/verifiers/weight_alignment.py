@@ -100,6 +100,7 @@ class WeightAlignmentVerifier(Verifier):
     of each weight with its sketch and an assignment for each group.
     """
 
+    decides_alone: ClassVar[bool] = True
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("WA", "similarity", "layers"),)
     extras: ClassVar[tuple[str, ...]] = ("WA_p",)
     source_access: ClassVar[Access] = "layers"

@@ -103,13 +103,14 @@ def load_object(name: str, what: str = "object") -> Any:
         raise InvalidInputError(f"The {what} {name!r} cannot be found: {type(error).__name__}: {error}") from error
 
 
-def load_network(factory: str, nb_classes: int | None = None, channels: int | None = None) -> nn.Module:
+def load_network(factory: str, nb_classes: int | None = None, channels: int | None = None, seed: int = 0) -> nn.Module:
     """Return the network that a name stands for, with whatever weights its maker gives it.
 
     :param factory: ``package.module:function``, a function without arguments that returns the network, looked for in
         the current folder, too; or ``timm:NAME``.
     :param nb_classes: Only for timm: number of classes.
     :param channels: Only for timm: image channels.
+    :param seed: Seed of the global random state while it is made.
     :raises InvalidInputError: there is no such thing, it fails, or it returns something else.
     """
     if not isinstance(factory, str):
@@ -118,7 +119,7 @@ def load_network(factory: str, nb_classes: int | None = None, channels: int | No
     if not (module_name and colon and name):
         raise InvalidInputError(f"A model is named package.module:function or timm:NAME, got {shown(factory)}.")
     try:
-        with forked_random_state(), _current_folder():
+        with forked_random_state(seed, "load_network"), _current_folder():
             if module_name == "timm":
                 import timm
 
@@ -151,7 +152,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
     """
     path = regular_file(path, "weights file")
     try:
-        if path.suffix == ".safetensors":
+        if _is_safetensors(path):
             state = load_file(path)
         else:
             # the unpickler would make room for as much as a damaged file promises, but for the content of an old one
@@ -177,6 +178,13 @@ def load_weights(network: nn.Module, path: Path) -> None:
         ]
         raise InvalidInputError(f"The weights in {path} do not fit the model: {'; '.join(parts)}.")
     network.load_state_dict(state)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Tell by a file's beginning, the length of a JSON object and its brace; a damaged one by its name."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    return path.suffix == ".safetensors" or (start[8:] == b"{" and start[4:8] == bytes(4))
 
 
 def save_weights(classifier: PyTorchClassifier, path: Path, notes: dict[str, Any]) -> None:

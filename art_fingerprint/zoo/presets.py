@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from art_fingerprint.core.checks import shown
+from art_fingerprint.core.taps import near_names
 from art_fingerprint.exceptions import InvalidInputError
 from art_fingerprint.zoo.architectures import SmallCNN, SmallVGG
 from art_fingerprint.zoo.paper_presets import PAPER_PRESETS
@@ -145,5 +147,7 @@ def load_preset(name: str, scale: str = "full") -> Preset:
     :raises InvalidInputError: unknown name or scale.
     """
     if name not in PRESETS:
-        raise InvalidInputError(f"There is no preset {name!r}; known are {', '.join(sorted(PRESETS))}.")
+        near = near_names(PRESETS, name) if isinstance(name, str) else []
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise InvalidInputError(f"There is no preset {shown(name)}; known are {', '.join(sorted(PRESETS))}.{hint}")
     return at_scale(PRESETS[name](), scale)

@@ -154,7 +154,10 @@ def test_thresholds_from_a_file(extracted: Path, folder: Path, capsys: pytest.Ca
 
 def test_a_budget_ends_undecided(extracted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert verify("w0.safetensors", "--budget", "100", "--fail-if-derived") == 0
-    assert "undecided" in capsys.readouterr().out
+    found = capsys.readouterr().out
+    assert "undecided" in found
+    assert "(no metric, 0 queries" in found
+    assert "False positives" not in found
 
 
 @pytest.mark.parametrize(
@@ -171,8 +174,13 @@ def test_a_budget_ends_undecided(extracted: Path, capsys: pytest.CaptureFixture[
         (["--weights", "T.json"], "cannot be read|something else than plain tensors"),
         (["--thresholds", "nowhere.json"], "no thresholds file"),
         (["--thresholds", "D.npz"], "holds no thresholds"),
-        (["--fingerprint", "w0.safetensors"], ""),
-        (["--clip", "0", "255", "--mean", "1", "2"], "2 values for 1 channels"),
+        (["--fingerprint", "w0.safetensors"], "is no fingerprint: it holds weights"),
+        (["--clip", "0", "255", "--mean", "1", "2", "--std", "1", "2"], "2 values for 1 channels"),
+        (["--clip", "1", "0"], "--clip needs two finite numbers, the smaller one first"),
+        (["--clip", "nan", "nan"], "--clip needs two finite numbers"),
+        (["--mean", "0.1"], "--mean and --std go together"),
+        (["--mean", "0.1", "--std", "0"], "--std needs numbers above 0"),
+        (["--nb-classes", "-3"], "--nb-classes"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -198,6 +206,11 @@ def test_bad_input_is_one_line(
         (["--data", "empty.npz"], "no array 'x'; it has z"),
         (["--data", "flat.npz"], "images \\(n, C, H, W\\)"),
         (["--out", "nowhere/x.safetensors"], "no folder nowhere"),
+        (["--out", "."], "is a folder, a pipe or a device"),
+        (["--out", "/dev/null"], "is a folder, a pipe or a device"),
+        (["--out", "w0.safetensors"], "is read and would be overwritten"),
+        (["--out", "./D.npz"], "is read and would be overwritten"),
+        (["--set", "seed=3"], "is --seed"),
         (["--weights", "other.safetensors"], "do not fit the model: 1 missing .*1 unknown.*1 of another shape"),
     ],
 )
@@ -216,6 +229,53 @@ def test_bad_attacks_write_nothing(
     assert captured.err.count("\n") == 1
     assert re.search(message, captured.err), captured.err
     assert not (folder / "x.safetensors").exists()
+
+
+def test_one_file_for_two_things_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = ["--weights", "w0.safetensors", "--data", "D.npz", "--out", "q.st", "--references", "w1.safetensors"]
+    call = ["extract", "--verifier", "Zest", *MODEL, *files, *SMALL_ZEST, "--thresholds", "q.st"]
+    assert cli.main(call) == 2
+    assert "q.st would be written twice" in capsys.readouterr().err
+
+
+def test_models_without_weights_are_refused_if_they_are_random(
+    extracted: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["verify", "--fingerprint", "v.safetensors", *MODEL]) == 2
+    assert "makes a model with random weights" in capsys.readouterr().err
+    (folder / "networks_with_weights.py").write_text(
+        "from pathlib import Path\n\nfrom art_fingerprint.zoo.architectures import SmallCNN\n"
+        "from art_fingerprint.zoo.loading import load_weights\n\n\n"
+        "def own():\n    network = SmallCNN(width=6)\n    load_weights(network, Path('w0.safetensors'))\n"
+        "    return network\n"
+    )
+    call = ["verify", "--fingerprint", "v.safetensors", "--model", "networks_with_weights:own", "--device", "cpu"]
+    assert cli.main(call) == 0
+    assert capsys.readouterr().out.startswith("ZestVerifier: DERIVED")
+
+
+def test_unknown_metrics_of_thresholds_are_refused(
+    extracted: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "U.json").write_text(json.dumps({"ZEST-L1": 800, "ZEST-Cosine": 0.1}))
+    assert verify("w6.safetensors", "--thresholds", "U.json") == 2
+    assert "ZEST-cosine" in capsys.readouterr().err
+
+
+def test_weights_of_any_name_are_read(folder: Path) -> None:
+    (folder / "w0.st").write_bytes((folder / "w0.safetensors").read_bytes())
+    network = load_network("networks_of_the_test:small")
+    load_weights(network, Path("w0.st"))
+    assert torch.equal(network.head.weight, load_file(folder / "w0.safetensors")["head.weight"])
+
+
+def test_a_verifier_that_decides_alone_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = ["--weights", "w0.safetensors", "--data", "D.npz", "--quiet"]
+    for name, told in (("WeightAlignment", False), ("ModelDiff", True)):
+        small = ["--set", "nb_pairs=12"] if told else []
+        call = ["extract", "--verifier", name, *MODEL, *files, "--out", f"{name}.safetensors", *small]
+        assert cli.main(call) == 0
+        assert ("verdicts will be undecided" in capsys.readouterr().out) is told
 
 
 def test_a_setting_without_a_value_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -471,7 +472,7 @@ def test_report_that_cannot_be_written_gives_2(folder: Path, name: str, capsys: 
         ["list", "models"],
         ["bench"],
         ["bench", "--out", "x", "--seeds", "many"],
-        ["bench", "--out", "x", "--seeds", "1,"],
+        ["bench", "--out", "x", "--seeds", "1,,"],
         ["bench", "--out", "x", "--executor", "cluster"],
         ["bench", "--out", "x", "--device", "tpu"],
         ["report"],
@@ -485,6 +486,51 @@ def test_bad_usage_gives_2_and_one_line(arguments: list[str], capsys: pytest.Cap
         cli.main(arguments)
     assert stop.value.code == 2
     assert "--help" in one_line(capsys)
+
+
+def test_one_seed_by_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli._seeds("7,") == [7]
+    assert (cli._seeds("7"), cli._seeds("7,3")) == (7, [7, 3])
+
+
+def test_a_defect_is_no_verdict(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(_what: str) -> int:
+        raise TypeError("ours")
+
+    monkeypatch.setattr(cli, "_list", broken)
+    assert cli.main(["list", "attacks"]) == cli.DEFECT == 70
+    found = capsys.readouterr().err
+    assert "Traceback" in found
+    assert "please report it" in found
+
+
+def test_warnings_are_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def warns(_what: str) -> int:
+        warnings.warn("one\ntwo", stacklevel=2)
+        return 0
+
+    monkeypatch.setattr(cli, "_list", warns)
+    before = warnings.showwarning
+    assert cli.main(["list", "attacks"]) == 0
+    assert capsys.readouterr().err == "art-fingerprint: warning: one two\n"
+    assert warnings.showwarning is before
+
+
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams(redirection: str) -> None:
+    call = f"exec {sys.executable} -m art_fingerprint.cli list presets {redirection}"
+    assert subprocess.run(["sh", "-c", call], check=False).returncode == 0
+
+
+def test_streams_without_our_characters() -> None:
+    show = "import sys; from art_fingerprint import cli; cli._prepare_streams(); print('90 \u00b1 1')"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    found = subprocess.run([sys.executable, "-c", show], env=environment, capture_output=True, check=True, text=True)
+    assert found.stdout == "90 ? 1\n"
+
+
+def test_home_is_found_in_arguments() -> None:
+    assert cli._parser().parse_args(["report", "~/x"]).folder == Path.home() / "x"
 
 
 def test_interruption_gives_130_and_says_how_to_go_on(

@@ -201,7 +201,7 @@ def test_the_figure(tmp_path: Path) -> None:
     assert [axes.get_title() for axes in panels] == ["DeepJudge", "Zest", "ModelDiff", "IPGuard"]
     for axes, verifier in zip(panels, points[0].gained, strict=True):
         drawn = [tuple(dots.get_offsets()[0]) for dots in axes.collections]
-        assert drawn == [(pytest.approx(p.gained[verifier]), pytest.approx(p.robust_accuracy)) for p in points]
+        assert drawn == [(pytest.approx(p.gained[verifier]), pytest.approx(100 * p.robust_accuracy)) for p in points]
     assert (tmp_path / "a.png").stat().st_size > 10_000
     with pytest.raises(InvalidInputError, match="cannot be written"):
         plot_tradeoff(points, tmp_path / "a.nonsense")
