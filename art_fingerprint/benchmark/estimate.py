@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from art_fingerprint.benchmark.materials import share_of_source
+from art_fingerprint.benchmark.materials import nb_owners_images, share_of_source
 from art_fingerprint.benchmark.suspects import Suspect
 from art_fingerprint.benchmark.tasks import Task
 from art_fingerprint.benchmark.workbench import Workbench
+from art_fingerprint.core.adversarial import DEFAULTS
 from art_fingerprint.exceptions import InvalidInputError
 from art_fingerprint.zoo.recipes import Recipe
 from art_fingerprint.zoo.substitutes import nb_selected
@@ -131,9 +132,10 @@ def _tested(bench: Workbench) -> float:
     preset = bench.preset
     tests = float(len(bench.data.x_test))
     attacked = min(len(bench.data.x_test), preset.nb_robustness)
-    for params in preset.robustness.values():
-        steps = params.get("steps", _EVASION_STEPS)
-        tests += attacked * (_TRAINED * float(steps) if isinstance(steps, int) else 1.0)
+    for name, params in preset.robustness.items():
+        known = {"steps": 1 if name == "FGSM" else _EVASION_STEPS, **DEFAULTS.get(name, {}), **params}["steps"]
+        steps = known if isinstance(known, int) else _EVASION_STEPS
+        tests += attacked * (2.0 * steps + 1)  # a step is one pass forward and one to the input; then the answer
     return tests
 
 
@@ -141,10 +143,13 @@ def _fingerprint_passes(bench: Workbench, name: str, kept: Collection[str]) -> f
     if bench.fingerprint_file(name) in kept:
         return 0.0
     judge, queries = bench.judge(name), _queries(bench, name)
-    references = bench.independents.count(bench.independents.references_of(type(judge)))
+    kind, independents = type(judge), bench.independents
+    references = independents.count(independents.references_of(kind))
+    images, choosers = nb_owners_images(bench.data, kind, bench.preset), independents.known_of(kind)
     return _sum(
         [
-            judge.expected_extraction_passes(len(bench.data.x_train)),
+            judge.expected_extraction_passes(images),
+            None if choosers is None else float(images * independents.count(choosers)),
             None if queries is None else references * queries,
         ]
     )

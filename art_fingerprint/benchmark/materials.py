@@ -66,6 +66,13 @@ def owners_data(data: Dataset, kind: type[Verifier], preset: Preset) -> tuple[np
     return (x, y, *held_out) if kind.extraction_data == "training" else (x, y)
 
 
+def nb_owners_images(data: Dataset, kind: type[Verifier], preset: Preset) -> int:
+    """Return the number of images that :func:`owners_data` gives first, without making them."""
+    if kind.extraction_data == "held-out":
+        return len(data.x_test) * (1 + (preset.held_out_noise or {}).get("copies", 0))
+    return min(len(data.x_train), _OWNERS_IMAGES) if isinstance(data.x_train, LazyImages) else len(data.x_train)
+
+
 def noisy(x: np.ndarray, y: np.ndarray, copies: int, std: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return labelled images and, behind them, copies of all with Gaussian noise, clipped to [0, 1]."""
     draws = numpy_generator(seed, "held-out noise")

@@ -61,6 +61,11 @@ def check_preset(preset: Preset, classifier: PyTorchClassifier) -> None:
     for name, params in preset.verifiers.items():
         with saying(f"{victim}, {name}"):
             judge = verifier_class(name)
+            if judge.extraction_data == "training" and not preset.nb_other_data_references:
+                raise InvalidInputError(
+                    "it asks whether a model has seen the victim's training images, as the references have: set "
+                    "`nb_other_data_references`, models of other images that calibrate it."
+                )
             _check_mapping("params", params)
             check_parameters(judge, params)
             judge(classifier, **params)._check_params()

@@ -506,7 +506,7 @@ def test_a_defect_is_no_verdict(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 def test_warnings_are_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def warns(_what: str) -> int:
-        warnings.warn("one\ntwo", stacklevel=2)
+        warnings.warn("one\ntwo", stacklevel=1)
         return 0
 
     monkeypatch.setattr(cli, "_list", warns)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from art_fingerprint.benchmark import independents
-from art_fingerprint.benchmark.materials import noisy, owners_data
+from art_fingerprint.benchmark import estimate, independents
+from art_fingerprint.benchmark.materials import nb_owners_images, noisy, owners_data
 from art_fingerprint.benchmark.plan import Plan, plan_from
 from art_fingerprint.benchmark.runner import Bench
 from art_fingerprint.benchmark.store import read_rows
@@ -32,6 +32,7 @@ from art_fingerprint.verifiers.base import Verifier
 from art_fingerprint.zoo import presets
 from art_fingerprint.zoo.dataset import halves
 from art_fingerprint.zoo.datasets import load_digits
+from art_fingerprint.zoo.loading import verifier_class
 from art_fingerprint.zoo.preset import NEGATIVES
 from art_fingerprint.zoo.presets import AttackSetting, Preset
 from art_fingerprint.zoo.scale import at_scale
@@ -71,6 +72,25 @@ def workbench(preset: Preset, folder: Path) -> Workbench:
 
 def bench(preset: Preset, folder: Path) -> Bench:
     return Bench(Plan.from_preset(preset, 2), folder, device_type="cpu", verbose=False)
+
+
+def test_dataset_inference_needs_references_of_other_data(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="DatasetInferenceVerifier: it asks whether .*nb_other_data_references"):
+        bench(replace(all_kinds(), nb_other_data_references=0), tmp_path).run()
+
+
+def test_extraction_is_estimated_by_what_is_extracted_from(tmp_path: Path) -> None:
+    preset = all_kinds()
+    made = workbench(preset, tmp_path)
+    for name in preset.verifiers:
+        kind = verifier_class(name)
+        assert nb_owners_images(made.data, kind, preset) == len(owners_data(made.data, kind, preset)[0])
+    images = 2 * len(made.data.x_test)
+    judge = made.judge("AKHVerifier")
+    expected = judge.expected_extraction_passes(images)
+    assert expected is not None
+    passes = {line.what: line.passes for line in estimate.lines(made, (), ())}["fingerprint AKHVerifier"]
+    assert passes == expected + preset.nb_known * images + preset.nb_references * 20
 
 
 @pytest.fixture(scope="module")
