@@ -9,6 +9,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,10 +161,11 @@ def _parameters(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _model(arguments: argparse.Namespace, weights: Path | None, shape: Sequence[int]) -> PyTorchClassifier:
     _check_model_options(arguments)
-    network, again = (load_network(arguments.model, arguments.nb_classes, shape[0], seed) for seed in (0, 1))
+    make = partial(load_network, arguments.model, arguments.nb_classes, shape[0])
+    network = make()
     if weights is not None:
         load_weights(network, weights)
-    elif network_digest(network) != network_digest(again):
+    elif network_digest(network) != network_digest(make(seed=1)):
         raise InvalidInputError(
             f"{arguments.model} makes a model with random weights: say with --weights which ones it has."
         )

@@ -185,6 +185,7 @@ class RemovalAttack(Attack):
             with uncounted():
                 check_copy(start, network)
             self._check_data(data, network)
+            example = data.example(8).x
             meter.watch("surrogate", network)
             surrogate = clone_classifier(victim, network)
             for parameter in network.parameters():
@@ -195,7 +196,7 @@ class RemovalAttack(Attack):
                 parameter.requires_grad_(parameter.is_floating_point())
                 parameter.grad = None
             with uncounted():
-                self._check_sound(network, view.network, data.example(8).x)
+                self._check_sound(network, view.network, example)
         surrogate.surrogate_info = {
             "attack": type(self).__name__,
             "params": self.params(),
