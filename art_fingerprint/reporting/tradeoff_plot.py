@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from art_fingerprint.exceptions import InvalidInputError, MissingDependencyError
 from art_fingerprint.reporting.layout import short
@@ -13,7 +15,28 @@ from art_fingerprint.reporting.robustness import Point
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_PANEL = np.array([190.0, 150.0])  # width and height of a panel, about, in typographic points
+_AROUND = np.array([(6, 6), (-6, 6), (6, -6), (-6, -6), (0, 8.5), (0, -8.5), (8.5, 0), (-8.5, 0)])
 _MARKERS = {"victim": "*", "surrogate": "o", "negative": "s"}
+
+
+def _offsets(places: Mapping[int, tuple[float, float]]) -> dict[int, tuple[float, float]]:
+    """Return where the number of each point stands, in typographic points from it: far from markers and numbers."""
+    at = np.array(list(places.values()), dtype=np.float64)
+    span = np.maximum(np.ptp(at, axis=0), 1e-12)
+    at = (at - at.min(0)) / span * _PANEL
+    taken, found = list(at), {}
+    for number, place in zip(places, at, strict=True):
+        room = [
+            min(float(np.hypot(*(place + offset - other))) for other in taken if other is not place)
+            if len(taken) > 1
+            else 0.0
+            for offset in _AROUND
+        ]
+        best = _AROUND[int(np.argmax(np.minimum(room, 8.0)))]  # farther than that is as good
+        taken.append(place + best)
+        found[number] = (float(best[0]), float(best[1]))
+    return found
 
 
 def plot_tradeoff(points: Sequence[Point], path: str | os.PathLike[str] | None = None, attack: str = "PGD") -> Figure:
@@ -48,7 +71,7 @@ def plot_tradeoff(points: Sequence[Point], path: str | os.PathLike[str] | None =
     for axes, verifier in zip(panels, verifiers, strict=False):
         for edge in (0, 1):
             axes.axvline(edge, color="#999999", linewidth=0.8, linestyle=":")
-        for number, point in enumerate(points, 1):
+        for point in points:
             if verifier not in point.gained:
                 continue
             x, y = point.gained[verifier], 100 * point.robust_accuracy
@@ -56,12 +79,19 @@ def plot_tradeoff(points: Sequence[Point], path: str | os.PathLike[str] | None =
             drawn = axes.scatter(
                 [x], [y], c=[100 * point.accuracy], edgecolors="#333333", linewidths=0.5, **options, **limits
             )
-            axes.annotate(str(number), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
+        shown = {
+            number: (point.gained[verifier], 100 * point.robust_accuracy)
+            for number, point in enumerate(points, 1)
+            if verifier in point.gained
+        }
+        for number, offset in _offsets(shown).items():
+            style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 7}
+            axes.annotate(str(number), shown[number], xytext=offset, zorder=4, **style)
         axes.set_title(short(verifier), fontsize=10)
         axes.set_xlabel("distance gained (0: copy, 1: independent)", fontsize=8)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.2)
-        axes.margins(0.1)
+        axes.margins(0.1, 0.15)
     for axes in panels[len(verifiers) :]:
         axes.set_visible(False)
     for axes in panels[::columns]:

@@ -81,6 +81,9 @@ def run(name: str, folder: Path, preset: Preset | None = None) -> list[dict[str,
     return table(folder / f"{stem}.csv")
 
 
+ATTACK: dict[str, Any] = {"attack": "A", "attack_params": {}}
+
+
 def rows_of(folder: Path, name: str) -> list[dict[str, Any]]:
     return [row for row in read_rows(folder) if row["preset"] == f"tiny {name}"]
 
@@ -356,6 +359,7 @@ def test_places_of_a_curve_are_in_order_whatever_finished_first() -> None:
 
 def test_models_hold_all_rows_of_a_suspect() -> None:
     base = {"preset": "p", "victim": "v", "role": "surrogate", "seed": 0, "attack_seconds": 2.0, "cost": None}
+    base |= ATTACK
     results = [("A", "LOD", 1.0), ("B", "MR", None)]
     rows = [
         {**base, "suspect": "x@3", "verifier": v, "accuracy": 0.5, "status": "ok", "metrics": {m: {"value": value}}}
@@ -368,7 +372,7 @@ def test_models_hold_all_rows_of_a_suspect() -> None:
 
 
 def test_seeds_without_a_result_are_named() -> None:
-    row: dict[str, Any] = {"preset": "p", "victim": "v", "suspect": "beta@4.0", "status": "ok", "reason": ""}
+    row: dict[str, Any] = {"preset": "p", "victim": "v", "suspect": "beta@4.0", "status": "ok", "reason": ""} | ATTACK
     rows = [
         {**row, "seed": seed, "verifier": verifier, **changes}
         for seed, verifier, changes in (
@@ -388,7 +392,7 @@ def test_seeds_without_a_result_are_named() -> None:
 
 
 def test_places_of_a_curve_that_fail_alike_share_a_sentence() -> None:
-    row: dict[str, Any] = {"preset": "p", "victim": "v", "verifier": "A", "seed": 0, "status": "failed"}
+    row: dict[str, Any] = {"preset": "p", "victim": "v", "verifier": "A", "seed": 0, "status": "failed"} | ATTACK
     rows = [{**row, "suspect": f"K(x)@{step}", "reason": "no fresh weights"} for step in (0, 5, 10, 15)]
     rows += [{**row, "suspect": f"K(y)@{step}", "reason": "no fresh weights"} for step in (0, 5)]
     rows += [{**row, "suspect": "K(y)@10", "reason": "another"}, {**row, "suspect": "alone", "reason": "another"}]
