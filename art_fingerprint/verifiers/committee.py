@@ -250,7 +250,7 @@ class CommitteeVerifier:
             return cls(members, **fingerprint.params)
         except FingerprintFileError:
             raise
-        except (FingerprintError, KeyError, TypeError, ValueError) as error:
+        except (FingerprintError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise FingerprintFileError(f"The committee's fingerprint is damaged: {error}") from error
 
     def __repr__(self) -> str:
