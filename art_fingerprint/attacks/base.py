@@ -19,9 +19,17 @@ from torch import Tensor, nn
 from art_fingerprint.attacks.substitute import StreamedSet
 from art_fingerprint.attacks.substitute import SubstituteSet as SubstituteSet  # where attacks look for it
 from art_fingerprint.core.checks import check_flag, check_images, check_labels, check_number, check_seed, shown
-from art_fingerprint.core.classifier import check_classifier, check_copy, clone_classifier, clone_network, network_of
+from art_fingerprint.core.classifier import (
+    check_classifier,
+    check_copy,
+    clone_classifier,
+    clone_network,
+    has_batch_norm,
+    network_of,
+)
 from art_fingerprint.core.cost import CostMeter, uncounted
 from art_fingerprint.core.guard import evaluating, guarded
+from art_fingerprint.core.notices import warn_caller
 from art_fingerprint.core.parameters import as_json, as_python, changed_together
 from art_fingerprint.core.precision import plain_torch
 from art_fingerprint.core.seeding import derive_seed, forked_random_state
@@ -195,8 +203,8 @@ class RemovalAttack(Attack):
             for parameter in network.parameters():
                 parameter.requires_grad_(parameter.is_floating_point())
                 parameter.grad = None
-            with uncounted():
-                self._check_sound(network, view.network, example)
+            with uncounted(), torch.no_grad():
+                self._check_sound(surrogate, view.network, example)
         surrogate.surrogate_info = {
             "attack": type(self).__name__,
             "params": self.params(),
@@ -209,15 +217,25 @@ class RemovalAttack(Attack):
         return surrogate
 
     @staticmethod
-    def _check_sound(network: nn.Module, victim: nn.Module, x: Tensor) -> None:
+    def _check_sound(surrogate: PyTorchClassifier, victim: nn.Module, x: Tensor) -> None:
         """Raise if the last step ruined a surrogate, whose losses were read before it."""
-        with torch.no_grad():
-            own = network(x.clone())
-            if not torch.isfinite(own).all() and torch.isfinite(victim(x.clone())).all():
-                raise TrainingDivergedError(
-                    "The surrogate answers NaN or infinity after its last step. Lower the learning rate. The victim is "
-                    "unchanged."
+        network = network_of(surrogate)
+        if torch.isfinite(network(x.clone())).all() or not torch.isfinite(victim(x.clone())).all():
+            return
+        if len(x) > 1 and has_batch_norm(network):
+            with guarded(surrogate):
+                network.train()
+                output = network(x.clone())
+            if isinstance(output, Tensor) and torch.isfinite(output).all():
+                warn_caller(
+                    "The surrogate answers NaN or infinity in evaluation mode alone: BatchNorm's statistics have not "
+                    "followed its weights. Train longer, or estimate them anew (`bn_recalibrate`)."
                 )
+                return
+        raise TrainingDivergedError(
+            "The surrogate answers NaN or infinity after its last step. Lower the learning rate. The victim is "
+            "unchanged."
+        )
 
     # ------------------------------------------------------------------ cost beforehand
     def expected_passes(self, nb_samples: int, labelled: bool = True) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
+from art_fingerprint.core.checks import is_classifier
 from art_fingerprint.core.classifier import network_of
 from art_fingerprint.core.digests import first_weights_digest, network_digest
 from art_fingerprint.core.notices import warn_caller
@@ -26,8 +27,8 @@ def reference_digests(models: Sequence[Any], victim: str) -> list[tuple[str, str
     """
     digests: list[tuple[str, str]] = []
     for index, model in enumerate(models):
-        if any(model is other for other in models[:index]):
-            raise CalibrationError(f"Reference model {index} is one before it: each counts once.")
+        if is_classifier(model) and any(model is other for other in models[:index]):
+            raise CalibrationError(f"Reference model {index} is one before it; references count once each.")
         full = model_digest(model) or ""
         if full == victim:
             raise CalibrationError("A reference model is the victim itself; references must be trained independently.")

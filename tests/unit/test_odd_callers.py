@@ -334,3 +334,22 @@ def test_permissions_and_links_of_files(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="where a file is to be written"):
         write_whole(tmp_path, b"")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["link", "secret"]
+
+
+def test_statistics_that_have_not_followed_are_told() -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.head = nn.BatchNorm1d(64), nn.Linear(64, 4)
+            self.norm.running_mean.fill_(float("inf"))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(x.flatten(1)))  # type: ignore[no-any-return]
+
+    surrogate, x = around(Normed().eval()), torch.from_numpy(X[:8])
+    victim = tiny_classifier().model.eval()
+    with torch.no_grad(), pytest.warns(UserWarning, match="NaN or infinity in evaluation mode alone"):
+        FineTuningAttack._check_sound(surrogate, victim, x)
+    assert not surrogate.model.training
+    with torch.no_grad(), pytest.raises(TrainingDivergedError):
+        FineTuningAttack._check_sound(surrogate, victim, x[:1])
