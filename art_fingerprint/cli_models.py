@@ -162,7 +162,7 @@ def _parameters(arguments: argparse.Namespace) -> dict[str, Any]:
 def _model(arguments: argparse.Namespace, weights: Path | None, shape: Sequence[int]) -> PyTorchClassifier:
     _check_model_options(arguments)
     make = partial(load_network, arguments.model, arguments.nb_classes, shape[0])
-    network = make()
+    network = make(seed=0)
     if weights is not None:
         load_weights(network, weights)
     elif network_digest(network) != network_digest(make(seed=1)):

@@ -38,6 +38,7 @@ from art_fingerprint.core.training import EpochBatches, check_batches, nb_batche
 from art_fingerprint.exceptions import InvalidInputError, TrainingDivergedError
 
 logger = logging.getLogger(__name__)
+_SUSPICIOUS = 1e6  # a weight, or a statistic of BatchNorm
 
 SurrogateCallback = Callable[[int, PyTorchClassifier, Mapping[str, float]], None]
 
@@ -218,8 +219,14 @@ class RemovalAttack(Attack):
 
     @staticmethod
     def _check_sound(surrogate: PyTorchClassifier, victim: nn.Module, x: Tensor) -> None:
-        """Raise if the last step ruined a surrogate, whose losses were read before it."""
+        """Raise if the last step ruined a surrogate, whose losses were read before it.
+
+        Cost: none where all its numbers are below :data:`_SUSPICIOUS`, else one pass through both networks.
+        """
         network = network_of(surrogate)
+        numbers = (tensor for tensor in network.state_dict().values() if tensor.is_floating_point())
+        if all(bool((tensor.abs() < _SUSPICIOUS).all()) for tensor in numbers):
+            return
         if torch.isfinite(network(x.clone())).all() or not torch.isfinite(victim(x.clone())).all():
             return
         if len(x) > 1 and has_batch_norm(network):

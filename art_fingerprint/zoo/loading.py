@@ -103,14 +103,16 @@ def load_object(name: str, what: str = "object") -> Any:
         raise InvalidInputError(f"The {what} {name!r} cannot be found: {type(error).__name__}: {error}") from error
 
 
-def load_network(factory: str, nb_classes: int | None = None, channels: int | None = None, seed: int = 0) -> nn.Module:
+def load_network(
+    factory: str, nb_classes: int | None = None, channels: int | None = None, seed: int | None = None
+) -> nn.Module:
     """Return the network that a name stands for, with whatever weights its maker gives it.
 
     :param factory: ``package.module:function``, a function without arguments that returns the network, looked for in
         the current folder, too; or ``timm:NAME``.
     :param nb_classes: Only for timm: number of classes.
     :param channels: Only for timm: image channels.
-    :param seed: Seed of the global random state while it is made.
+    :param seed: Seed of the global random state while it is made; ``None``: as it is, which the caller may have seeded.
     :raises InvalidInputError: there is no such thing, it fails, or it returns something else.
     """
     if not isinstance(factory, str):

@@ -117,9 +117,9 @@ def test_every_verifier_gets_the_data_that_it_extracts_from(tmp_path: Path) -> N
         "WeightAlignmentVerifier": {},
         "RobustnessVerifier": {"nb_seeds": 10, "metric_names": ["RobD-FGSM"], "eps": 0.1},
     }
-    preset = replace(tiny(), attacks={}, verifiers=params, robustness={})
+    preset = replace(tiny(), attacks={}, verifiers=params, robustness={}, nb_other_data_references=2)
     rows = run(preset, tmp_path)
-    assert len(rows) == len(params) * (1 + 2 + 1)
+    assert len(rows) == len(params) * (1 + 2 + 2 + 1)
     for row in rows:
         assert (row["status"], row["verifier"]) == ("ok", row["verifier"]), row["reason"]
         assert (row["queries"] == 0) == (row["verifier"] == "WeightAlignmentVerifier")
