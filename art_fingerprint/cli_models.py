@@ -137,7 +137,7 @@ def doctor() -> bool:
 
 
 def _tiny_run() -> bool:
-    from art_fingerprint.core.classifier import clone_classifier
+    from art_fingerprint.core.copies import clone_classifier
     from art_fingerprint.core.seeding import forked_random_state, numpy_generator
     from art_fingerprint.zoo.architectures import SmallCNN
 

@@ -21,7 +21,7 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_fingerprint.benchmark.materials import noisy
 from art_fingerprint.benchmark.workbench import Workbench
-from art_fingerprint.core.classifier import clone_classifier
+from art_fingerprint.core.copies import clone_classifier
 from art_fingerprint.core.seeding import derive_seed
 from art_fingerprint.evaluation.fidelity import accuracy
 from art_fingerprint.evaluation.roc import roc_auc, tpr_at_fpr

@@ -19,14 +19,8 @@ from torch import Tensor, nn
 from art_fingerprint.attacks.substitute import StreamedSet
 from art_fingerprint.attacks.substitute import SubstituteSet as SubstituteSet  # where attacks look for it
 from art_fingerprint.core.checks import check_flag, check_images, check_labels, check_number, check_seed, shown
-from art_fingerprint.core.classifier import (
-    check_classifier,
-    check_copy,
-    clone_classifier,
-    clone_network,
-    has_batch_norm,
-    network_of,
-)
+from art_fingerprint.core.classifier import check_classifier, has_batch_norm, network_of
+from art_fingerprint.core.copies import check_copy, clone_classifier, clone_network
 from art_fingerprint.core.cost import CostMeter, uncounted
 from art_fingerprint.core.guard import evaluating, guarded
 from art_fingerprint.core.notices import warn_caller

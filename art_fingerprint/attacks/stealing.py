@@ -13,13 +13,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from art_fingerprint.attacks.base import RemovalAttack, SurrogateCallback
 from art_fingerprint.core.checks import check_flag, check_number
-from art_fingerprint.core.classifier import (
-    LogitsNetwork,
-    check_classifier,
-    clone_classifier,
-    clone_network,
-    network_of,
-)
+from art_fingerprint.core.classifier import LogitsNetwork, check_classifier, network_of
+from art_fingerprint.core.copies import clone_classifier, clone_network
 from art_fingerprint.core.seeding import forked_random_state, numpy_generator
 from art_fingerprint.core.training import Batch, Losses, fit
 from art_fingerprint.exceptions import InvalidInputError

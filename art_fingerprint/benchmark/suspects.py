@@ -12,7 +12,8 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 
 from art_fingerprint.attacks import RemovalAttack
-from art_fingerprint.core.classifier import LogitsNetwork, clone_classifier, network_of
+from art_fingerprint.core.classifier import LogitsNetwork, network_of
+from art_fingerprint.core.copies import clone_classifier
 from art_fingerprint.core.cost import cost_so_far
 from art_fingerprint.core.seeding import derive_seed
 from art_fingerprint.core.training import Batches, recalibrate_batch_norm

@@ -7,22 +7,21 @@ parameter gradients, and draws from the global random state. All of that is deal
 from __future__ import annotations
 
 import inspect
-import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from art.attacks.attack import EvasionAttack
-from art.estimators import BaseEstimator
 from art.estimators.classification import PyTorchClassifier
 from art.exceptions import EstimatorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from art_fingerprint.core.art_attacks import ArtFactory, bound, plain_params
 from art_fingerprint.core.checks import (
     check_choice,
     check_flag,
@@ -57,8 +56,6 @@ _COMPOSED = ("MultiAttack", "LGV")
 _OWN_PARAMS = {"DeepFool": ("nb_candidates",)}
 _LENGTHS = ("eps", "alpha", "max_epsilon", "overshoot")
 
-ArtFactory: TypeAlias = Callable[[PyTorchClassifier], EvasionAttack]
-
 
 @dataclass(frozen=True)
 class Evasion:
@@ -71,11 +68,10 @@ class Evasion:
 
     :ivar name: Class name in torchattacks.
     :ivar params: Constructor arguments of that class; for DeepFool also ``nb_candidates``, see :func:`.deepfool`. A
-        ``seed`` that is not given is drawn anew for each batch.
+        ``seed`` that is not given is ``None`` and drawn anew for each batch.
     :ivar eps_space: ``"pixel"``, or ``"normalised"`` for FGSM and PGD: lengths are for standardised inputs, and are
         multiplied by the standard deviation of the classifier's standardisation per channel. The authors' loaders
         deliver standardised images, so their eps of 5/255 is about 1.2/255 in CIFAR10's pixels.
-    :ivar given: Names of the parameters that the caller gave.
     :ivar engine: ``"auto"``: our batched DeepFool, and our FGSM and PGD in normalised space (one step for each channel,
         which torchattacks cannot); torchattacks otherwise. ``"torchattacks"``: always that.
     :raises InvalidInputError: an unknown name (near names are listed), unknown parameters or bad values.
@@ -85,7 +81,6 @@ class Evasion:
     params: Mapping[str, Any] = field(default_factory=dict)
     eps_space: str = "pixel"
     engine: str = "auto"
-    given: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_choice("eps_space", self.eps_space, EPS_SPACES)
@@ -105,6 +100,8 @@ class Evasion:
                 f"eps_space='normalised' is for FGSM and PGD with engine='auto', not for {self.name} with "
                 f"engine={self.engine!r}."
             )
+        if "seed" in accepted:  # torchattacks would take the time, or always 0
+            accepted["seed"] = None
         merged = {**accepted, **DEFAULTS.get(self.name, {}), **self.params}
         for name in merged:
             if name in _LENGTHS:
@@ -113,7 +110,6 @@ class Evasion:
                 check_number(name, merged[name], 1, integer=True)
             elif name == "random_start":
                 check_flag(name, merged[name])
-        object.__setattr__(self, "given", frozenset(self.params))
         object.__setattr__(self, "params", merged)
 
     def describe(self) -> dict[str, Any]:
@@ -153,7 +149,7 @@ class Evasion:
 
     def _torchattacks(self, network: nn.Module, unit: Tensor, y: Tensor, nb_classes: int) -> Tensor:
         known: dict[str, Any] = {"n_classes": nb_classes} if "n_classes" in self.params else {}
-        if "seed" in self.params and "seed" not in self.given:  # torchattacks would take the time, or always 0
+        if "seed" in self.params and self.params["seed"] is None:
             known["seed"] = int(torch.randint(2**31, ()))
         attack = _torchattacks_class(self.name)(network, **{**self.params, **known})
         attack.set_device(unit.device)
@@ -221,9 +217,7 @@ def describe(attack: Evasion | EvasionAttack | ArtFactory) -> dict[str, Any]:
     if isinstance(attack, Evasion):
         return attack.describe()
     if isinstance(attack, EvasionAttack):
-        values = _art_params(attack)
-        plain = {name: value if _is_plain(value) else _text(value) for name, value in as_json(values).items()}
-        return {"attack": type(attack).__name__, "params": plain}
+        return {"attack": type(attack).__name__, "params": plain_params(attack)}
     return {"attack": getattr(attack, "__name__", type(attack).__name__), "params": {}}
 
 
@@ -329,7 +323,7 @@ def _kind(view: LogitsNetwork, images: np.ndarray, outputs: OutputKind, batch_si
 def _by_art(
     attack: EvasionAttack | ArtFactory, classifier: PyTorchClassifier, images: np.ndarray, labels: np.ndarray, seed: int
 ) -> np.ndarray:
-    own = _bound(attack, classifier)
+    own = bound(attack, classifier)
     name = type(own).__name__
     if getattr(own, "targeted", False):
         raise InvalidInputError(f"{name} is targeted; robust accuracy needs an untargeted attack.")
@@ -343,42 +337,6 @@ def _by_art(
     if found.shape != images.shape:
         raise InvalidInputError(f"ART's {name} returned shape {found.shape} for images of shape {images.shape}.")
     return _finite(np.clip(found.astype(np.float32), *clip_bounds(classifier)), name)
-
-
-def _bound(attack: EvasionAttack | ArtFactory, classifier: PyTorchClassifier) -> EvasionAttack:
-    """Return the ART attack for this classifier, made anew if it belongs to another."""
-    if isinstance(attack, EvasionAttack):
-        if attack.estimator is classifier:
-            return attack
-        accepted = inspect.signature(type(attack)).parameters
-        params = {name: value for name, value in _art_params(attack).items() if name in accepted}
-        try:
-            if any(_holds_model(value) for value in params.values()):
-                raise InvalidInputError("its parameters hold attacks or models")
-            return type(attack)(classifier, **params)
-        except Exception as error:
-            raise InvalidInputError(
-                f"ART's {type(attack).__name__} cannot be made anew for another classifier ({error}): pass a function "
-                "that makes it, lambda classifier: YourAttack(classifier, ...)."
-            ) from error
-    made = attack(classifier)
-    if not isinstance(made, EvasionAttack):
-        raise InvalidInputError(f"The function must return an ART EvasionAttack, it returned {type(made).__name__}.")
-    return made
-
-
-def _art_params(attack: EvasionAttack) -> dict[str, Any]:
-    """Return an ART attack's parameters: some classes name what they lack."""
-    return {n: getattr(attack, n) for n in attack.attack_params if n != "summary_writer" and hasattr(attack, n)}
-
-
-def _holds_model(value: object) -> bool:
-    parts = value if isinstance(value, list | tuple) else [value]
-    return any(isinstance(part, EvasionAttack | BaseEstimator) for part in parts)
-
-
-def _text(value: object) -> str:
-    return type(value).__name__ if _holds_model(value) or callable(value) else repr(value)
 
 
 def _finite(examples: np.ndarray, name: str) -> np.ndarray:
@@ -412,11 +370,6 @@ def _parameters(name: str) -> dict[str, Any]:
     """Return a torchattacks class's constructor arguments with their defaults."""
     known = inspect.signature(_torchattacks_class(name)).parameters
     return {key: found.default for key, found in known.items() if found.default is not found.empty}
-
-
-def _is_plain(value: object) -> bool:
-    """Tell whether JSON can keep a value, which it cannot with ART's ``norm=np.inf`` or arrays."""
-    return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _version() -> str:

@@ -13,7 +13,8 @@ import numpy as np
 from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 
-from art_fingerprint.core.adversarial import ArtFactory, Evasion, adversarial_examples, describe, evasion
+from art_fingerprint.core.adversarial import Evasion, adversarial_examples, describe, evasion
+from art_fingerprint.core.art_attacks import ArtFactory
 from art_fingerprint.core.checks import check_images, check_labels
 from art_fingerprint.core.outputs import OutputKind
 from art_fingerprint.evaluation.fidelity import labels_in, scores

@@ -14,7 +14,7 @@ import torch
 from art.defences.postprocessor import ReverseSigmoid
 from art.estimators.classification import PyTorchClassifier
 
-from art_fingerprint.core.classifier import clone_classifier
+from art_fingerprint.core.copies import clone_classifier
 from art_fingerprint.exceptions import FingerprintError, IncompatibleSuspectError
 from art_fingerprint.testing.checks import expect, refused
 from art_fingerprint.testing.state import changes, everything, first_layer, marked

@@ -26,11 +26,10 @@ from art_fingerprint.core.classifier import (
     Preprocessing,
     check_classifier,
     clip_bounds,
-    clone_classifier,
-    clone_network,
     has_batch_norm,
     network_of,
 )
+from art_fingerprint.core.copies import clone_classifier, clone_network
 from art_fingerprint.core.digests import network_digest
 from art_fingerprint.core.guard import guarded
 from art_fingerprint.exceptions import InvalidInputError

@@ -19,7 +19,8 @@ from art.exceptions import EstimatorError
 from torch import Tensor, nn
 
 from art_fingerprint.core.checks import check_number
-from art_fingerprint.core.classifier import LogitsNetwork, clone_classifier
+from art_fingerprint.core.classifier import LogitsNetwork
+from art_fingerprint.core.copies import clone_classifier
 from art_fingerprint.core.digests import network_digest
 from art_fingerprint.core.queries import Suspect
 from art_fingerprint.exceptions import (
